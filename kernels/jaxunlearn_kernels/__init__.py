@@ -1,0 +1,1 @@
+"""Kernels of jaxunlearn: arrays in, arrays out, one folder an operation."""
