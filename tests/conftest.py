@@ -1,0 +1,13 @@
+"""Settings that every test runs under."""
+
+import jax
+import pytest
+
+# Shapes that broadcast by accident are the commonest silent error in this kind of code.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def key():
+    """A fixed key; split it for more."""
+    return jax.random.key(0)
