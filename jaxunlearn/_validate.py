@@ -11,13 +11,14 @@ from collections.abc import Iterable
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from jaxunlearn.types import Dataset
 
 
 def known(value) -> bool:
     """Whether ``value`` has a value to look at, that is, is not being traced."""
-    return not isinstance(value, jax.core.Tracer)
+    return not isinstance(value, Tracer)
 
 
 def fraction(**named: float) -> None:

@@ -1,0 +1,228 @@
+"""One whole training in one jit: a scan over epochs of a scan over batches.
+
+Rows are dropped by weight, not by slicing, so a retraining without some rows has
+the shapes of the first training and needs no second compilation. Rows of weight
+zero are sorted behind the others in every epoch and the steps that would hold
+only such rows are skipped: a retraining costs what its remaining rows cost, and
+takes the steps that a training on the smaller set would take.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxunlearn import _progress, _validate
+from jaxunlearn.models.losses import cross_entropy
+from jaxunlearn.training.config import TrainConfig, direction, learning_rate
+from jaxunlearn.types import Array, Dataset, LossFn, Model, Params, PyTree
+
+
+def fit(
+    key: Array,
+    model: Model,
+    data: Dataset,
+    *,
+    weights: Array | None = None,
+    config: TrainConfig = TrainConfig(),
+    optimizer: optax.GradientTransformation | None = None,
+    mask: PyTree | None = None,
+) -> Params:
+    """Trains ``model`` from its own initialisation by cross-entropy.
+
+    :func:`minimize` from ``model.init``; the first half of ``key`` draws the
+    initial parameters, the second the order of the rows.
+
+    Args:
+      key: ``jax.random.key``. The same key and weights give the same parameters.
+      model: see :class:`jaxunlearn.Model`.
+      data: ``x: float[n, ...]``, ``y: int[n]``.
+      weights: ``bool`` or ``float[n]``; rows of weight 0 have no influence at all.
+      config: hyper-parameters.
+      optimizer: an optax transformation used as it is, its own learning rate
+        included, instead of the one that ``config`` describes.
+      mask: 0/1 pytree like the parameters; entries at 0 start at 0 and stay there.
+
+    Returns:
+      The parameters after the last step.
+
+    Raises:
+      ValueError: shapes that do not match, labels beyond the model's outputs, NaN
+        inputs, all weights zero.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jaxunlearn import Dataset, TrainConfig, models
+      >>> data = Dataset(jnp.array([[-1.0], [1.0]]), jnp.array([0, 1]))
+      >>> model = models.logistic(2)
+      >>> params = fit(jax.random.key(0), model, data, config=TrainConfig(epochs=20))
+      >>> model.apply(params, data.x).argmax(-1).tolist()
+      [0, 1]
+    """
+    logits = jax.eval_shape(lambda k, x: model.apply(model.init(k, x), x), key, data.x[:1])
+    _validate.dataset(data, num_classes=logits.shape[-1])
+    init_key, order_key = jax.random.split(key)
+    params = model.init(init_key, data.x[:1])
+    if mask is not None:
+        params = jax.tree.map(jnp.multiply, params, mask)
+    return minimize(
+        order_key,
+        cross_entropy(model.apply),
+        params,
+        data,
+        weights=weights,
+        config=config,
+        optimizer=optimizer,
+        mask=mask,
+    )
+
+
+def minimize(
+    key: Array,
+    loss_fn: LossFn,
+    params: Params,
+    data: Dataset,
+    *,
+    weights: Array | None = None,
+    config: TrainConfig = TrainConfig(),
+    optimizer: optax.GradientTransformation | None = None,
+    mask: PyTree | None = None,
+) -> Params:
+    """Minimises the weighted mean of ``loss_fn`` from ``params`` by mini-batches.
+
+    Each step descends along the gradient of ``sum_i w_i loss_i / sum_i w_i`` over its
+    batch. Every epoch draws a new order. ``params`` is not modified.
+
+    Args:
+      key: ``jax.random.key`` for the order of the rows.
+      loss_fn: ``loss_fn(params, example) -> scalar`` for one unbatched row. Pass the
+        same function object again to reuse the compiled training.
+      params: where to start; dtypes are kept.
+      data: rows; a ``Dataset`` sharded over its rows makes every batch so.
+      weights: ``bool`` or ``float[n]``; see the module.
+      config, optimizer, mask: as in :func:`fit`.
+
+    Cost: ``config.epochs`` times the number of rows of non-zero weight, in sample
+    gradients. Memory: parameters, optimizer state and one batch, beside the data.
+    Differentiable in ``params``, in the data and, at fixed support, in ``weights``.
+
+    Raises:
+      ValueError: as :func:`fit`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jaxunlearn import Dataset, TrainConfig
+      >>> data = Dataset(jnp.array([[1.0], [3.0]]), jnp.array([0, 0]))
+      >>> distance = lambda params, row: jnp.sum((params - row.x) ** 2)
+      >>> keep_second = jnp.array([False, True])
+      >>> out = minimize(jax.random.key(0), distance, jnp.zeros(1), data, weights=keep_second)
+      >>> bool(jnp.allclose(out, 3.0, atol=0.01))
+      True
+    """
+    n = data.y.shape[0]
+    _validate.rows(data)
+    if weights is not None:
+        _validate.row_weights(weights, n)
+        weights = jnp.asarray(weights, jnp.float32)
+    used_steps = None if weights is None else steps_per_epoch(weights, config.batch_size)
+    with _progress.showing(config.progress):
+        params = _minimize(
+            key,
+            params,
+            data,
+            weights,
+            used_steps,
+            mask,
+            loss_fn=loss_fn,
+            config=config,
+            optimizer=optimizer,
+            sharding=_row_sharding(data),
+        )
+        if config.progress and all(map(_validate.known, jax.tree.leaves(params))):
+            jax.block_until_ready(params)  # keep the bar until the work is done
+    return params
+
+
+def steps_per_epoch(weights: Array, batch_size: int) -> Array:
+    """Steps that the rows of non-zero weight fill; ``weights[..., n] -> int[...]``."""
+    return -(-jnp.sum(weights > 0, axis=-1) // min(batch_size, weights.shape[-1]))
+
+
+@functools.partial(
+    jax.jit, static_argnames=("loss_fn", "config", "optimizer", "sharding", "compact")
+)
+def _minimize(
+    key,
+    params,
+    data,
+    weights,  # float32[n], or None for all rows alike
+    used_steps,  # steps that hold any row of non-zero weight
+    mask,
+    *,
+    loss_fn,
+    config,
+    optimizer=None,
+    sharding=None,
+    compact=True,  # False: removed rows keep their places and only count zero
+):
+    n = data.y.shape[0]
+    batch = min(config.batch_size, n)
+    steps = -(-n // batch)
+    if weights is None:
+        weights, compact = jnp.ones(n, jnp.float32), False
+    if not compact:
+        used_steps = steps
+    transform = direction(config) if optimizer is None else optimizer
+
+    def batch_loss(params, rows, w):
+        losses = jax.vmap(loss_fn, in_axes=(None, 0))(params, rows)
+        return jnp.sum(w * losses) / jnp.maximum(jnp.sum(w), jnp.finfo(w.dtype).tiny)
+
+    def step(carry, rows, present, progress):
+        params, opt_state = carry
+        w = jnp.take(weights, rows, mode="clip") * present
+        if compact:  # rows that count zero are not even read: zero times infinity is NaN
+            rows = jnp.where(w > 0, rows, jnp.argmax(weights))
+        examples = jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=0, mode="clip"), data)
+        if sharding is not None:
+            examples = jax.lax.with_sharding_constraint(examples, sharding)
+        grads = jax.grad(batch_loss)(params, examples, w)
+        updates, opt_state = transform.update(grads, opt_state, params)
+        scale = -learning_rate(config, progress) if optimizer is None else 1.0
+        if mask is not None:
+            updates = jax.tree.map(jnp.multiply, updates, mask)
+        params = jax.tree.map(lambda p, u: (p + scale * u).astype(p.dtype), params, updates)
+        return params, opt_state
+
+    def epoch(carry, number):
+        draw = jax.random.uniform(jax.random.fold_in(key, number), (n,))
+        if compact:
+            draw = jnp.where(weights > 0, draw, 2.0)  # behind all others
+        order = jnp.pad(jnp.argsort(draw), (0, steps * batch - n)).reshape(steps, batch)
+        present = (jnp.arange(steps * batch) < n).reshape(steps, batch)
+
+        def body(carry, inputs):
+            index, rows, here = inputs
+            progress = (number + index / used_steps) / config.epochs
+            advance = lambda carry: step(carry, rows, here, progress)
+            if not compact:
+                return advance(carry), None
+            return jax.lax.cond(index < used_steps, advance, lambda carry: carry, carry), None
+
+        carry, _ = jax.lax.scan(body, carry, (jnp.arange(steps), order, present))
+        if config.progress:
+            jax.debug.callback(_progress.epoch_done, number, config.epochs)
+        return carry, None
+
+    carry = (params, transform.init(params))
+    (params, _), _ = jax.lax.scan(epoch, carry, jnp.arange(config.epochs))
+    return params
+
+
+def _row_sharding(data: Dataset):
+    """The sharding of the rows, if they are spread over several devices."""
+    sharding = getattr(data.y, "sharding", None) if _validate.known(data.y) else None
+    if isinstance(sharding, jax.sharding.NamedSharding) and not sharding.is_fully_replicated:
+        return sharding
+    return None
