@@ -1,0 +1,186 @@
+"""Per-sample gradients and their reductions, in bounded memory.
+
+``jax.vmap(jax.grad(loss_fn))`` holds one gradient per row: n times the parameters.
+Everything here takes ``chunk``, the rows held at once, so that norms, clipped
+sums and sums need ``chunk`` times the parameters whatever n is.
+
+All functions take ``loss_fn(params, example) -> scalar`` for ONE unbatched row.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxunlearn import _validate, tree
+from jaxunlearn.types import Array, Dataset, LossFn, Params, PyTree
+
+
+def per_sample_gradients(
+    loss_fn: LossFn, params: Params, data: Dataset, *, chunk: int | None = None
+) -> PyTree:
+    """The gradient of every row: leaves ``[n, *leaf.shape]``, dtypes of ``params``.
+
+    Memory: the result is n times the parameters; ``chunk`` bounds the activations
+    beside it. Prefer :func:`per_sample_norms` or :func:`clipped_sum` where they do.
+    Cost: n sample gradients.
+
+    Args:
+      loss_fn: loss of one row.
+      params: any pytree of floats.
+      data: rows.
+      chunk: rows computed at once; all by default.
+
+    Raises:
+      ValueError: rows that do not match, ``chunk`` below 1.
+
+    Example:
+      >>> data = Dataset(jnp.array([[1.0], [2.0]]), jnp.array([0, 0]))
+      >>> loss_fn = lambda params, row: 0.5 * jnp.sum((params - row.x) ** 2)
+      >>> per_sample_gradients(loss_fn, jnp.zeros(1), data).tolist()
+      [[-1.0], [-2.0]]
+    """
+    return _map_rows(lambda row: jax.grad(loss_fn)(params, row), data, chunk)
+
+
+def per_sample_norms(
+    loss_fn: LossFn, params: Params, data: Dataset, *, chunk: int | None = None
+) -> Array:
+    """The L2 norm of every row's gradient over all parameters: ``float32[n]`` (or wider).
+
+    Memory: ``chunk`` gradients (all n by default). Cost: n sample gradients.
+    Arguments and errors as :func:`per_sample_gradients`.
+
+    Example:
+      >>> data = Dataset(jnp.array([[3.0, 4.0]]), jnp.array([0]))
+      >>> loss_fn = lambda params, row: params @ row.x
+      >>> per_sample_norms(loss_fn, jnp.zeros(2), data).tolist()
+      [5.0]
+    """
+    return _map_rows(lambda row: _norm(jax.grad(loss_fn)(params, row)), data, chunk)
+
+
+def gradient_sum(
+    loss_fn: LossFn,
+    params: Params,
+    data: Dataset,
+    *,
+    weights: Array | None = None,
+    chunk: int | None = None,
+) -> PyTree:
+    """``sum_i weights_i * gradient_i``, without holding any single gradient.
+
+    Args:
+      weights: ``bool`` or ``float[n]``; all ones by default.
+      chunk: rows whose activations are held at once; all by default.
+
+    Returns:
+      A pytree like ``params``, in its dtypes; sums over chunks are float32 or wider.
+
+    Cost: n sample gradients, rows of weight zero included.
+
+    Example:
+      >>> data = Dataset(jnp.array([[1.0], [2.0]]), jnp.array([0, 0]))
+      >>> loss_fn = lambda params, row: jnp.sum(params * row.x)
+      >>> gradient_sum(loss_fn, jnp.zeros(1), data, weights=jnp.array([0.0, 2.0])).tolist()
+      [4.0]
+    """
+
+    def part(rows, w):
+        losses = lambda p: jnp.vdot(w, jax.vmap(loss_fn, in_axes=(None, 0))(p, rows))
+        return jax.grad(losses)(params)
+
+    return _sum_chunks(part, params, data, weights, chunk)
+
+
+def clipped_sum(
+    loss_fn: LossFn,
+    params: Params,
+    data: Dataset,
+    *,
+    clip: float,
+    weights: Array | None = None,
+    chunk: int | None = None,
+) -> PyTree:
+    """``sum_i weights_i * gradient_i * min(1, clip / |gradient_i|)``.
+
+    One row changes the result by at most ``clip`` in L2 norm (with weights in
+    [0, 1], up to rounding): the bounded sensitivity that differential privacy and
+    the removal certificates rest on.
+
+    Args:
+      clip: largest norm of one row's gradient, > 0.
+      weights, chunk: as in :func:`gradient_sum`; memory is ``chunk`` gradients.
+
+    Raises:
+      ValueError: ``clip`` not above 0, rows or weights that do not match.
+
+    Example:
+      >>> data = Dataset(jnp.array([[3.0], [0.5]]), jnp.array([0, 0]))
+      >>> loss_fn = lambda params, row: jnp.sum(params * row.x)
+      >>> clipped_sum(loss_fn, jnp.zeros(1), data, clip=1.0).tolist()
+      [1.5]
+    """
+    if _validate.known(clip):
+        _validate.positive(clip=clip)
+
+    def part(rows, w):
+        grads = jax.vmap(jax.grad(loss_fn), in_axes=(None, 0))(params, rows)
+        norms = jax.vmap(_norm)(grads)
+        # min(1, clip / norm) without the division by zero at a zero gradient.
+        scale = w * clip / jnp.maximum(norms, clip)
+        return jax.tree.map(lambda g: jnp.tensordot(scale.astype(g.dtype), g, 1), grads)
+
+    return _sum_chunks(part, params, data, weights, chunk)
+
+
+def _norm(gradient: PyTree) -> Array:
+    """L2 norm over all leaves, accumulated in float32 or wider."""
+    squares = []
+    for leaf in jax.tree.leaves(gradient):
+        wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+        squares.append(jnp.sum(wide * wide))
+    return jnp.sqrt(sum(squares))
+
+
+def _check(data: Dataset, chunk: int | None) -> tuple[int, int]:
+    _validate.rows(data)
+    n = data.y.shape[0]
+    if chunk is not None:
+        _validate.whole(chunk=chunk)
+    return n, n if chunk is None else min(chunk, n)
+
+
+def _map_rows(one_row: Callable, data: Dataset, chunk: int | None) -> PyTree:
+    """``one_row`` over the rows, ``chunk`` at a time."""
+    n, chunk = _check(data, chunk)
+    if chunk == n:
+        return jax.vmap(one_row)(data)
+    return jax.lax.map(one_row, data, batch_size=chunk)
+
+
+def _sum_chunks(
+    part: Callable, params: Params, data: Dataset, weights: Array | None, chunk: int | None
+) -> PyTree:
+    """Sum of ``part(rows, weights)`` over chunks; the last is filled with rows of weight 0."""
+    n, chunk = _check(data, chunk)
+    if weights is None:
+        weights = jnp.ones(n, jnp.float32)
+    elif weights.shape != (n,):
+        raise ValueError(
+            f"weights has shape {weights.shape}, but must be ({n},): one for each row."
+        )
+    weights = jnp.asarray(weights, jnp.float32)
+    if chunk == n:
+        return part(data, weights)
+    count = -(-n // chunk)
+    rows = jnp.arange(count * chunk).reshape(count, chunk)
+
+    def add(total, rows):
+        take = lambda leaf: jnp.take(leaf, rows, axis=0, mode="clip")
+        w = jnp.where(rows < n, take(weights), 0.0)
+        return tree.add_scaled(total, 1.0, part(jax.tree.map(take, data), w)), None
+
+    wide = lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32))
+    total, _ = jax.lax.scan(add, jax.tree.map(wide, params), rows)
+    return jax.tree.map(lambda t, p: t.astype(p.dtype), total, params)
