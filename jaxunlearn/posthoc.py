@@ -1,0 +1,111 @@
+"""From an update of trained parameters to an :class:`Unlearner`.
+
+Most methods change a model that was trained in the ordinary way. They all need
+the same frame: train, answer only for rows not removed before, remember who was
+removed, and change nothing when nobody new is. It is written once, here.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxunlearn import _validate, tree
+from jaxunlearn.training.config import TrainConfig
+from jaxunlearn.training.fit import fit
+from jaxunlearn.training.pruned import PruningConfig, fit_pruned
+from jaxunlearn.types import Array, Dataset, Model, Params, PyTree, State, Status, Unlearner
+
+
+class Update(NamedTuple):
+    """What an update returns: parameters, sample gradients spent, and a :class:`Status`."""
+
+    params: Params
+    grads: Array | float
+    status: Array | int = Status.OK
+
+
+class Request(NamedTuple):
+    """What an update is asked: the rows to forget now, and the rows that remain after."""
+
+    forget: Array
+    retain: Array
+
+
+UpdateFn = Callable[[Array, Params, Dataset, Request, PyTree | None], Update]
+
+
+def posthoc(
+    model: Model, train: TrainConfig, update: UpdateFn, *, prune: PruningConfig | None = None
+) -> Unlearner:
+    """An unlearner that trains ``model`` in the ordinary way and answers with ``update``.
+
+    Args:
+      model: what to train.
+      train: how to train it.
+      update: ``update(key, params, data, request, mask) -> Update``. ``mask`` is the
+        pruning mask to stay within, or None.
+      prune: train a pruned network and keep its mask ("X + pruning").
+
+    Returns:
+      An :class:`Unlearner`. Empty and repeated requests return the state unchanged,
+      bit for bit; a result that is not finite has the status ``NOT_FINITE``.
+
+    Example:
+      >>> from jaxunlearn import models
+      >>> shrink = lambda key, params, data, request, mask: Update(
+      ...     jax.tree.map(lambda p: 0.5 * p, params), grads=0.0
+      ... )
+      >>> unlearner = posthoc(models.logistic(2), TrainConfig(epochs=1), shrink)
+      >>> data = Dataset(jnp.array([[-1.0], [1.0]]), jnp.array([0, 1]))
+      >>> state = unlearner.fit(jax.random.key(0), data)
+      >>> forget = jnp.array([True, False])
+      >>> unlearner.unlearn(jax.random.key(1), state, data, forget).removed.tolist()
+      [True, False]
+    """
+
+    def fit_state(key: Array, data: Dataset) -> State:
+        n = data.y.shape[0]
+        if prune is None:
+            params, memory, epochs = fit(key, model, data, config=train), (), train.epochs
+        else:
+            params, memory, epochs = fit_pruned(key, model, data, train=train, config=prune)
+        return State(
+            params=params,
+            removed=jnp.zeros(n, bool),
+            memory=memory,
+            grads=jnp.float32(epochs * n),
+            status=_status(params, Status.OK),
+            certificate=(),
+        )
+
+    def unlearn(key: Array, state: State, data: Dataset, forget: Array) -> State:
+        _validate.rows(data)
+        _validate.forget_mask(forget, data.y.shape[0], removed=state.removed)
+        removed = state.removed | forget
+        request = Request(forget=forget & ~state.removed, retain=~removed)
+
+        def answer() -> State:
+            mask = None if prune is None else state.memory
+            params, grads, status = update(key, state.params, data, request, mask)
+            return state._replace(
+                params=params,
+                removed=removed,
+                grads=jnp.asarray(grads, jnp.float32),
+                status=_status(params, status),
+            )
+
+        asked = request.forget.any()
+        if _validate.known(asked):
+            return answer() if asked else state
+        return jax.lax.cond(asked, answer, lambda: state)
+
+    def predict(state: State, x: Array) -> Array:
+        return model.apply(state.params, x)
+
+    return Unlearner(fit_state, unlearn, predict)
+
+
+def _status(params: Params, status) -> Array:
+    return jnp.where(tree.all_finite(params), jnp.int32(status), jnp.int32(Status.NOT_FINITE))

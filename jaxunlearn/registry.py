@@ -1,0 +1,161 @@
+"""Every method by name, with what it promises: what the conformance tests and the CLI run over.
+
+To add a method: write its file, add its row here. The shared laws in
+``tests/conformance`` then apply to it.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from jaxunlearn import _validate
+from jaxunlearn.baselines.finetune import FineTuneConfig
+from jaxunlearn.baselines.finetune import unlearner as finetune
+from jaxunlearn.baselines.gradient_ascent import GradientAscentConfig
+from jaxunlearn.baselines.gradient_ascent import unlearner as gradient_ascent
+from jaxunlearn.baselines.influence import InfluenceConfig, WoodFisherConfig, woodfisher_unlearner
+from jaxunlearn.baselines.influence import unlearner as influence
+from jaxunlearn.baselines.noop import NoopConfig
+from jaxunlearn.baselines.noop import unlearner as noop
+from jaxunlearn.baselines.retrain import RetrainConfig
+from jaxunlearn.baselines.retrain import unlearner as retrain
+from jaxunlearn.training.config import TrainConfig
+from jaxunlearn.training.pruned import PruningConfig
+from jaxunlearn.types import Model, Unlearner
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One row of the registry.
+
+    Attributes:
+      name: as in tables and on the command line.
+      make: ``make(model, train, config) -> Unlearner``.
+      config: its configuration with default values.
+      guarantee: ``exact``, ``certified: ...`` or ``none``.
+      source: where the method comes from.
+      needs: what ``fit`` keeps beside the parameters.
+      ordinary_training: ``fit`` is the plain training, so that methods can share it.
+    """
+
+    name: str
+    make: Callable[..., Unlearner]
+    config: Any
+    guarantee: str
+    source: str
+    needs: str = "nothing"
+    ordinary_training: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class PrunedConfig:
+    """A method on a pruned network: how to prune, and the method's own configuration.
+
+    ``then`` is that of the method after the pruning, its defaults if None.
+    """
+
+    pruning: PruningConfig = PruningConfig()
+    then: Any = None
+
+
+LIU = "Liu et al. 2023, Model Sparsity Can Simplify Machine Unlearning (official code)"
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("noop", noop, NoopConfig(), "none", "the original model, unchanged"),
+        Method("retrain", retrain, RetrainConfig(), "exact", "training without the rows"),
+        Method("finetune", finetune, FineTuneConfig(), "none", LIU),
+        Method("gradient_ascent", gradient_ascent, GradientAscentConfig(), "none", LIU),
+        Method(
+            "influence",
+            influence,
+            InfluenceConfig(),
+            "none (a first-order estimate for convex losses)",
+            "Koh and Liang 2017, with Fisher's matrix by Woodbury's identity",
+        ),
+        Method("influence_woodfisher", woodfisher_unlearner, WoodFisherConfig(), "none", LIU),
+    )
+}
+
+
+def _pruned(method: Method) -> Method:
+    """The method on a magnitude-pruned network, within its mask ("X + Pruning")."""
+
+    def make(model: Model, train: TrainConfig, config: PrunedConfig) -> Unlearner:
+        return method.make(model, train, _checked(method, config.then), prune=config.pruning)
+
+    return Method(
+        name=f"{method.name}+pruning",
+        make=make,
+        config=PrunedConfig(then=method.config),
+        guarantee="none (the mask was chosen with the removed rows)",
+        source=f"{method.source}; pruned",
+        needs="a pruning mask",
+        ordinary_training=False,
+    )
+
+
+METHODS |= {
+    pruned.name: pruned
+    for pruned in map(_pruned, list(METHODS.values()))
+    if pruned.name != "influence_woodfisher+pruning"
+}
+
+
+def get(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+      ValueError: an unknown name, with the nearest known ones.
+
+    Example:
+      >>> get("retrain").guarantee
+      'exact'
+    """
+    _validate.one_of(METHODS, method=name)
+    return METHODS[name]
+
+
+@functools.lru_cache
+def make(
+    name: str, model: Model, *, train: TrainConfig = TrainConfig(), config: Any = None
+) -> Unlearner:
+    """The unlearner of that name for a model.
+
+    Args:
+      name: a name in ``METHODS``.
+      model: what to train.
+      train: how to train it.
+      config: the method's configuration; its defaults if None.
+
+    Returns:
+      An :class:`Unlearner`; the same object for the same arguments.
+
+    Raises:
+      ValueError: an unknown name; a configuration of another method.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jaxunlearn import Dataset, models
+      >>> data = Dataset(jnp.array([[-1.0], [1.0]]), jnp.array([0, 1]))
+      >>> unlearner = make("retrain", models.logistic(2))
+      >>> state = unlearner.fit(jax.random.key(0), data)
+      >>> unlearner.predict(state, data.x).shape
+      (2, 2)
+    """
+    method = get(name)
+    return method.make(model, train, _checked(method, config))
+
+
+def _checked(method: Method, config: Any) -> Any:
+    """``config`` if it is one of this method; its defaults if None."""
+    if config is None:
+        return method.config
+    if type(config) is not type(method.config):
+        raise ValueError(
+            f"config={config!r} does not configure {method.name!r}: "
+            f"give a {type(method.config).__name__}, or None for its defaults."
+        )
+    return config
