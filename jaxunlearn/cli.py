@@ -1,0 +1,151 @@
+"""The command line: ``jaxunlearn compare``, ``report``, ``methods``, ``models``."""
+
+import dataclasses
+import json
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from jaxunlearn import __version__, _validate, registry
+from jaxunlearn.experiments import CompareConfig, read_records
+from jaxunlearn.experiments import compare as run_compare
+from jaxunlearn.experiments.records import CONFIG, RECORDS
+
+
+def compare(config: Annotated[CompareConfig, tyro.conf.arg(name="")]) -> None:
+    """Train, unlearn with several methods, and audit each against retrained models.
+
+    Every result is stored at once: stopped at any moment, the same command goes on from there.
+    More methods or more seeds may be added later.
+    """
+    _show(run_compare(config), config.out)
+
+
+def report(out: tyro.conf.Positional[pathlib.Path]) -> None:
+    """Print the table and write the report of a comparison, finished or not.
+
+    Args:
+      out: the folder given to compare.
+    """
+    records = read_records(out)
+    if not records:
+        raise ValueError(f"out={str(out)!r} has no records yet.")
+    _show(records, out)
+
+
+def methods() -> None:
+    """List the methods: guarantee, origin, and settings with their defaults."""
+    console = _console()
+    console.print("Settings are given as --settings METHOD.FIELD=VALUE\n")
+    for method in registry.METHODS.values():
+        console.print(f"[bold]{escape(method.name)}[/]")
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(no_wrap=True, style="dim", min_width=11)
+        grid.add_column()
+        settings = ", ".join(f"{name}={value}" for name, value in _settings(method.config))
+        for name, text in (
+            ("  guarantee", method.guarantee),
+            ("  source", method.source),
+            ("  keeps", method.needs),
+            ("  settings", settings or "none"),
+        ):
+            grid.add_row(name, escape(text))
+        console.print(grid)
+
+
+def models() -> None:
+    """List the built-in models."""
+    from jaxunlearn.models import MODELS
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True, style="bold")
+    grid.add_column()
+    for name, make in MODELS.items():
+        about = (make.__doc__ or "").strip().split("\n")[0].replace("``", "")
+        grid.add_row(name, escape(about))
+    _console().print(grid)
+
+
+COMMANDS = {"compare": compare, "report": report, "methods": methods, "models": models}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point; bad input ends with its message and exit code 2, without a traceback.
+
+    Args:
+      argv: the words after ``jaxunlearn``; those of this process if None.
+    """
+    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    try:
+        if name in ("-h", "--help"):
+            _help()
+        elif name == "--version":
+            print(f"jaxunlearn {__version__}")
+        else:
+            _validate.one_of(COMMANDS, command=name)
+            tyro.cli(COMMANDS[name], prog=f"jaxunlearn {name}", args=rest)
+    except (ValueError, FileNotFoundError) as error:
+        _complain(f"[bold red]Error:[/] {escape(str(error))}")
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        _complain("Stopped. Run the same command to go on.")
+        raise SystemExit(130) from None
+
+
+def _help() -> None:
+    console = _console()
+    console.print(
+        "usage: jaxunlearn COMMAND ...\n\nMachine unlearning, audited against retrained models.\n",
+        highlight=False,
+    )
+    grid = Table.grid(padding=(0, 2))
+    for name, command in COMMANDS.items():
+        grid.add_row(f"  [bold]{name}[/]", (command.__doc__ or "").split("\n")[0])
+    grid.add_row("  [bold]--version[/]", "Print the version.")
+    console.print(grid)
+    console.print("\njaxunlearn COMMAND --help tells more.", highlight=False)
+
+
+def _show(records: list[dict[str, Any]], out: pathlib.Path) -> None:
+    """Prints the table and writes the report."""
+    from jaxunlearn.experiments.report import write_report  # matplotlib is slow to import
+    from jaxunlearn.experiments.summary import summarise
+    from jaxunlearn.experiments.table import print_table
+
+    path = out / CONFIG
+    config = json.loads(path.read_text()) if path.exists() else None
+    summary = summarise(records, config=config)
+    page = write_report(summary, out / "report.html")
+    print_table(summary)
+    print(f"\nRecords: {out / RECORDS}\nReport:  {page}")
+
+
+def _settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The fields of a configuration, nested ones with dots, as ``--settings`` takes them."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _settings(value, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", value
+
+
+def _console() -> Console:
+    """Standard output, 120 wide where it is no terminal."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=120)
+
+
+def _complain(message: str) -> None:
+    """One line on standard error, however long."""
+    Console(stderr=True, highlight=False).print(message, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,7 @@
+"""Comparisons of unlearning methods: configuration, runs, records, report."""
+
+from jaxunlearn.experiments.compare import compare
+from jaxunlearn.experiments.config import CompareConfig
+from jaxunlearn.experiments.records import Records, read_records
+
+__all__ = ["CompareConfig", "Records", "compare", "read_records"]

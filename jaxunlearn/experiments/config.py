@@ -1,0 +1,132 @@
+"""What a comparison is, and how the settings of single methods are written."""
+
+import dataclasses
+import json
+import pathlib
+import typing
+from typing import Any
+
+from jaxunlearn import _validate, registry
+from jaxunlearn.models import MODELS
+from jaxunlearn.training import TrainConfig
+
+FORGET = ("random", "class")
+DEFAULT_METHODS = (
+    "noop,retrain,finetune,gradient_ascent,influence,influence_woodfisher,"
+    "noop+pruning,finetune+pruning"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig:
+    """Trains, unlearns with several methods, and audits each against retrained models.
+
+    Attributes:
+      dataset: "digits" and "breast_cancer" are embedded; other names are TFDS image sets.
+      data_dir: folder of prepared TFDS sets.
+      rows: use only the first so many training rows (the order is a fixed shuffle).
+      model: see `jaxunlearn models`.
+      forget: "random" rows, or rows of one "class".
+      fraction: of the training rows (random) or of the rows of the class.
+      label: the class to forget from.
+      methods: names with commas between, see `jaxunlearn methods`; noop and retrain
+        are always added.
+      settings: METHOD.FIELD=VALUE, one or more, e.g. finetune.learning_rate=0.05.
+      seeds: each draws its own request, initial parameters and order of rows.
+      references: retrained models per seed that everything is compared with, >= 3.
+      train: how the original is trained, and every retrained model too.
+      out: folder for records and report; run again to go on where it stopped.
+    """
+
+    dataset: str = "digits"
+    data_dir: pathlib.Path | None = None
+    rows: int | None = None
+    model: str = "mlp"
+    forget: str = "random"
+    fraction: float = 0.2
+    label: int = 0
+    methods: str = DEFAULT_METHODS
+    settings: tuple[str, ...] = ()
+    seeds: int = 5
+    references: int = 5
+    # Long enough for the model to memorise its rows: there is nothing to forget otherwise.
+    train: TrainConfig = TrainConfig(epochs=100, learning_rate=0.1)
+    out: pathlib.Path = pathlib.Path("runs/compare")
+
+    def __post_init__(self):
+        _validate.one_of(MODELS, model=self.model)
+        _validate.one_of(FORGET, forget=self.forget)
+        if not (self.forget == "class" and self.fraction == 1):
+            _validate.fraction(fraction=self.fraction)
+        _validate.whole(seeds=self.seeds)
+        _validate.whole(3, references=self.references)
+        _validate.whole(0, label=self.label)
+        if self.rows is not None:
+            _validate.whole(10, rows=self.rows)
+        self.method_configs()
+
+    def method_names(self) -> list[str]:
+        """The methods in the order asked for, with noop and retrain in front."""
+        asked = [name.strip() for name in self.methods.split(",") if name.strip()]
+        for name in asked:
+            registry.get(name)
+        return list(dict.fromkeys(["noop", "retrain", *asked]))
+
+    def method_configs(self) -> dict[str, Any]:
+        """The configuration of every method, with ``settings`` applied."""
+        configs = {name: registry.get(name).config for name in self.method_names()}
+        for setting in self.settings:
+            path, separator, value = setting.partition("=")
+            name, dot, field = path.partition(".")
+            if not separator or not dot:
+                raise ValueError(
+                    f"settings={setting!r} must read METHOD.FIELD=VALUE, "
+                    "for example finetune.learning_rate=0.05."
+                )
+            _validate.one_of(configs, **{f"method of the setting {setting!r}": name})
+            configs[name] = _replace(configs[name], field, value, setting)
+        return configs
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides the records: all but where the data and the results lie.
+
+        Methods and seeds are not part of it: they may grow from one run to the next.
+        """
+        values = json.loads(json.dumps(dataclasses.asdict(self), default=str))
+        for name in ("data_dir", "out", "methods", "seeds"):
+            del values[name]
+        del values["train"]["progress"]
+        if self.forget != "class":
+            del values["label"]
+        return values
+
+
+def _replace(config: Any, path: str, text: str, setting: str) -> Any:
+    """``config`` with the field at the dotted ``path`` set to ``text``, read as its type."""
+    name, _, rest = path.partition(".")
+    fields = [field.name for field in dataclasses.fields(config)]
+    _validate.one_of(fields, **{f"field of the setting {setting!r}": name})
+    old = getattr(config, name)
+    if rest:
+        if not dataclasses.is_dataclass(old):
+            raise ValueError(f"settings={setting!r}: {name} has no fields.")
+        return dataclasses.replace(config, **{name: _replace(old, rest, text, setting)})
+    value = _read(text)
+    wanted = typing.get_type_hints(type(config))[name]
+    allowed = typing.get_args(wanted) or (wanted,)
+    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) not in allowed:
+        names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in allowed)
+        raise ValueError(f"settings={setting!r}: {name} must be of type {names}.")
+    return dataclasses.replace(config, **{name: value})
+
+
+def _read(text: str) -> Any:
+    """A whole number, another number, None, True or False; else the text itself."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return {"none": None, "true": True, "false": False}.get(text.lower(), text)

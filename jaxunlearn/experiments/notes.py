@@ -1,0 +1,183 @@
+"""What a summary says in words: the verdict, and what keeps its numbers from saying more."""
+
+import math
+from collections.abc import Iterable
+
+from jaxunlearn.experiments.metrics import BY_KEY, METRICS
+from jaxunlearn.experiments.summary import Summary
+
+# The columns that the verdict looks at: what was kept, what was forgotten, and how it looks.
+VERDICT = ("acc_test", "acc_forget", "jsd")
+
+MARKS = (
+    ("•", "the mean gap to Retrain lies inside the 95% band of single retrain-vs-retrain gaps"),
+    ("◦", "inside too, but so is the no-op row: this column cannot show forgetting here"),
+)
+
+
+def headline(summary: Summary) -> str:
+    """What was compared.
+
+    Example: "Unlearning 269 of 1,347 rows of digits from an mlp".
+    """
+    task = summary.task
+    forget, n = _number(task.get("n_forget")), _number(task.get("n_train"))
+    kind = " of one class" if task.get("forget_mode") == "class" else ""
+    return f"Unlearning {forget} of {n} rows{kind}: {task.get('dataset')}, {task.get('arch')}"
+
+
+def scope(summary: Summary) -> str:
+    """How much was run."""
+    methods, seeds = len(summary.rows), len(summary.seeds)
+    return (
+        f"{_count(methods, 'method')} on {_count(seeds, 'seed')}. Each seed draws its own request, "
+        "initial parameters and order of rows, and every method is compared with models retrained "
+        f"without the requested rows: {summary.references} in all."
+    )
+
+
+def verdict(summary: Summary) -> str:
+    """Which methods are inside the null band of test accuracy, forget accuracy and JSD at once."""
+    names = _listed(BY_KEY[key].short for key in VERDICT)
+    inside = {
+        row.method: all(row.cells[key].inside for key in VERDICT)
+        for row in summary.rows
+        if row.method not in ("noop", "retrain")
+    }
+    passed = [name for name, good in inside.items() if good]
+    text = ""
+    if inside:
+        which = f": {_listed(passed)}" if passed else ""
+        text = f"{len(passed) or 'None'} of {_count(len(inside), 'method')} "
+        text += f"{'lie' if len(passed) > 1 else 'lies'} inside the retrain-vs-retrain band of "
+        text += f"{names} at once{which}. "
+    for name, title in (("retrain", "Retrain itself"), ("noop", "Doing nothing")):
+        row = summary.row(name)
+        if row is not None:
+            out = [BY_KEY[key].short for key in VERDICT if not row.cells[key].inside]
+            text += (
+                f"{title} is outside for {_listed(out)}. "
+                if out
+                else (f"{title} is inside all {len(VERDICT)}. ")
+            )
+    return text.strip()
+
+
+def notes(summary: Summary) -> list[str]:
+    """What a reader must know before trusting the numbers; most serious first."""
+    return [
+        *_runs(summary),
+        *_blind(summary),
+        *_attack(summary),
+        *_sample(summary),
+        *_machines(summary),
+    ]
+
+
+def _runs(summary: Summary) -> Iterable[str]:
+    for row in summary.rows:
+        for status in dict.fromkeys(row.failures.values()):
+            seeds = [str(seed) for seed, found in row.failures.items() if found == status]
+            yield (
+                f"{row.method} reported {status} for seed {_listed(seeds)}: "
+                "its row is not to be trusted."
+            )
+    for row in summary.rows:
+        keys = [m for m in METRICS if not m.ratio and math.isnan(row.cells[m.key].value.estimate)]
+        if keys:
+            yield (
+                f"{row.method} has runs without a finite value of "
+                f"{_listed(m.short for m in keys)}: no mean is given, "
+                "since leaving those runs out would flatter it."
+            )
+    missing = [
+        f"{row.method} ({len(row.seeds)} of {len(summary.seeds)} seeds)"
+        for row in summary.rows
+        if len(row.seeds) < len(summary.seeds)
+    ]
+    absent = [name for name in ("noop", "retrain") if summary.row(name) is None]
+    if missing or absent:
+        yield (
+            f"Unfinished: {_listed(missing + [f'{name} (no seed)' for name in absent])}. "
+            "Run the same command to go on."
+        )
+    if not summary.references:
+        yield "No retrained models yet: there are no gaps and no bands."
+
+
+def _blind(summary: Summary) -> Iterable[str]:
+    noop = summary.row("noop")
+    if noop is None:
+        return
+    blind = [m for m in METRICS if noop.cells[m.key].blind]
+    if not blind:
+        return
+    text = f"Doing nothing lies inside the band of {_listed(m.short for m in blind)}: "
+    text += "there a place inside the band (◦) is no sign of forgetting."
+    if {"frm", "jsd"} & {m.key for m in blind}:
+        text += (
+            " This task can hardly show forgetting: the original is too close to retrained models. "
+            "Train longer, use a larger model, or forget a class."
+        )
+    yield text
+
+
+def _attack(summary: Summary) -> Iterable[str]:
+    shadow = summary.null.get("shadow")
+    if shadow is not None and shadow.mean < 0.55:
+        yield (
+            f"The membership attack has almost no power: on retrained models it is right on "
+            f"{100 * shadow.mean:.1f}% of the rows it was trained on (50% is chance). "
+            "MIA and FRM, which counts it, say little here; look at JSD and AUC."
+        )
+    mia = summary.null.get("mia")
+    if mia is None or mia.band is None:
+        return
+    if mia.mean < 0.1 or mia.band.high > mia.mean / 2:
+        factor = math.exp(-0.01 / mia.mean) if mia.mean > 0 else 0.0
+        yield (
+            f"FRM hangs on one ratio: it divides by Retrain's MIA, which is {100 * mia.mean:.1f}% "
+            f"and varies by ±{100 * mia.band.high:.1f} points from one retrained model to another. "
+            f"One point of MIA multiplies FRM by {factor:.2f}."
+        )
+
+
+def _sample(summary: Summary) -> Iterable[str]:
+    seeds = len(summary.seeds)
+    if seeds < 5:
+        yield (
+            f"Only {_count(seeds, 'seed')}: intervals are "
+            f"{'missing' if seeds < 2 else 'wide and uncertain'}. Five are a start; to see a "
+            "difference of .05 in FRM takes about 24."
+        )
+    if 0 < summary.references < 5 * seeds:
+        yield (
+            f"Only {summary.references / seeds:.3g} retrained models a seed: the bands are rough. "
+            "Use five or more."
+        )
+
+
+def _machines(summary: Summary) -> Iterable[str]:
+    mixed = [
+        name
+        for name in ("device", "cpu", "n_threads", "jax", "jaxunlearn", "commit")
+        if isinstance(summary.task.get(name), tuple)
+    ]
+    if mixed:
+        yield f"The records differ in {_listed(mixed)}: their times are not comparable."
+
+
+def _number(value) -> str:
+    """A count with commas; the range of a tuple of them."""
+    if isinstance(value, tuple):
+        return f"{min(value):,}–{max(value):,}"
+    return f"{value:,}" if isinstance(value, int) else "?"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    *first, last = [*names] or [""]
+    return f"{', '.join(first)} and {last}" if first else last

@@ -1,0 +1,252 @@
+"""From records to what a table or a report shows: means, intervals, gaps, null bands.
+
+Pure: records in, :class:`Summary` out.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from jaxunlearn.audit.intervals import Band, Interval, mean_interval, null_band
+from jaxunlearn.experiments.metrics import METRICS, Metric
+
+LEVEL = 0.95
+
+
+class Cell(NamedTuple):
+    """One method and metric.
+
+    Attributes:
+      value: mean over seeds between the bounds of its 95% t-interval; nan if a run has no value.
+      gap: mean over seeds of the value minus the mean of that seed's references, with interval;
+        None for metrics without a null.
+      inside: whether the mean gap lies inside the null band; None where there is none.
+      blind: so does doing nothing, in a metric that should show forgetting.
+    """
+
+    value: Interval
+    gap: Interval | None = None
+    inside: bool | None = None
+    blind: bool = False
+
+
+class Null(NamedTuple):
+    """What retraining itself scores: mean over all references, and the band of its gaps."""
+
+    mean: float
+    band: Band | None
+
+
+class Row(NamedTuple):
+    """One method: ``seeds`` done, ``failures`` by seed, and summed loss histograms."""
+
+    method: str
+    guarantee: str
+    hparams: dict[str, Any]
+    seeds: tuple[int, ...]
+    failures: dict[int, str]
+    cells: dict[str, Cell]
+    histogram: dict[str, np.ndarray] | None
+
+
+class Summary(NamedTuple):
+    """All that a table or a report shows.
+
+    Attributes:
+      rows: no-op, Retrain, then the others in the order of the records.
+      null: by metric key, for those metrics that have references.
+      seeds: all seeds with any record.
+      references: retrained models, all seeds together.
+      task: dataset, architecture, rows, device, versions: what the records agree on.
+      config: of the comparison, if given.
+    """
+
+    rows: tuple[Row, ...]
+    null: dict[str, Null]
+    seeds: tuple[int, ...]
+    references: int
+    task: dict[str, Any]
+    config: dict[str, Any]
+
+    def row(self, method: str) -> Row | None:
+        """The row of that method, or None."""
+        return next((row for row in self.rows if row.method == method), None)
+
+
+def summarise(
+    records: Sequence[dict[str, Any]], *, config: dict[str, Any] | None = None
+) -> Summary:
+    """Means over seeds, their intervals, gaps to Retrain, and null bands.
+
+    The gap of a method in one seed is its value minus the mean of the K references of that seed
+    (same request). The null of that gap is one more retrained model: with s^2 the variance of the
+    references around their seeds' means, pooled over S seeds, the band is
+    ``+- t_{S(K-1)} s sqrt(1 + 1/K)``, the 95% prediction interval for a *single* retrained
+    model. The leave-one-out gaps of the references are ``K / (K - 1)`` times those deviations;
+    taken for S K independent values they would give a band up to 1.25 times as wide (S = 1, K = 5).
+    FRM and JSD compare models already: their band is :func:`~jaxunlearn.audit.null_band` of
+    each reference's own value against the others, seen from their mean.
+
+    A method's mean over S seeds varies less than a single model. So inside the band means: no
+    further from Retrain than a single retrained model may well be; a small but steady
+    shift lies inside too. It is not evidence of equality. With one seed, one in twenty exact
+    methods lies outside; with more seeds fewer do.
+
+    Args:
+      records: as :func:`~jaxunlearn.experiments.read_records` gives them, finished or not; of
+        records with the same ``run_id`` the last counts.
+      config: the comparison's configuration, to be shown with the results.
+
+    Raises:
+      ValueError: no records.
+    """
+    if not records:
+        raise ValueError("records is empty: there is nothing to summarise.")
+    records = list({record["run_id"]: record for record in records}.values())
+    references = {r["seed"]: r for r in records if r["kind"] == "references"}
+    runs: dict[str, dict[int, dict]] = {"noop": {}, "retrain": {}}
+    for record in records:
+        if record["kind"] == "method":
+            runs.setdefault(record["method"], {})[record["seed"]] = record
+    nulls = {m.key: _nulls(m, references) for m in METRICS if m.null}
+    null = {m.key: _null(m, nulls[m.key]) for m in METRICS if nulls.get(m.key)}
+    rows = [_row(name, runs[name], runs["retrain"], nulls, null) for name in runs if runs[name]]
+    return Summary(
+        rows=tuple(_blind(rows)),
+        null=null,
+        seeds=tuple(sorted({record["seed"] for record in records})),
+        references=sum(len(record["scores"]) for record in references.values()),
+        task=_common(records),
+        config=config or {},
+    )
+
+
+def _get(record: dict, path: str) -> float:
+    """The number at a dotted path; nan where the record has none."""
+    value: Any = record
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return math.nan if value is None else float(value)
+
+
+def _nulls(metric: Metric, references: dict[int, dict]) -> dict[int, np.ndarray]:
+    """What the references of each seed score."""
+    if metric.null == "scores":
+        lists = {s: [_get(one, metric.path) for one in r["scores"]] for s, r in references.items()}
+    else:
+        lists = {s: r.get(metric.null) or [] for s, r in references.items()}
+    return {seed: np.array(values, float) for seed, values in lists.items() if values}
+
+
+def _null(metric: Metric, values: dict[int, np.ndarray]) -> Null:
+    pooled = np.concatenate(list(values.values()))
+    mean, level = float(pooled.mean()), {"level": LEVEL}
+    if not metric.band:
+        return Null(mean, None)
+    if metric.null == "scores":
+        return Null(mean, gap_band(list(values.values()), **level))
+    low, high = null_band(pooled, **level)
+    return Null(mean, Band(low - mean, high - mean))
+
+
+def gap_band(groups: Sequence[np.ndarray], *, level: float = LEVEL) -> Band:
+    """Where one more model's gap to the mean of K would lie, from K models of each seed.
+
+    Args:
+      groups: ``float[K]`` for each seed, K >= 2.
+      level: strictly between 0 and 1.
+
+    Example:
+      >>> [round(v, 3) for v in gap_band([np.array([0.90, 0.94]), np.array([0.80, 0.84])])]
+      [-0.149, 0.149]
+    """
+    freedom = sum(len(group) - 1 for group in groups)
+    spread = math.sqrt(sum(((group - group.mean()) ** 2).sum() for group in groups) / freedom)
+    count = min(len(group) for group in groups)
+    half = float(stats.t.ppf((1 + level) / 2, freedom)) * spread * math.sqrt(1 + 1 / count)
+    return Band(-half, half)
+
+
+def _row(
+    name: str,
+    runs: dict[int, dict],
+    retrain: dict[int, dict],
+    nulls: dict[str, dict[int, np.ndarray]],
+    null: dict[str, Null],
+) -> Row:
+    cells = {
+        metric.key: _cell(metric, runs, retrain, nulls.get(metric.key, {}), null.get(metric.key))
+        for metric in METRICS
+    }
+    seeds = tuple(sorted(runs))
+    failures = {s: runs[s]["status"] for s in seeds if runs[s].get("status", "OK") != "OK"}
+    first = runs[seeds[0]]
+    guarantee, hparams = first.get("guarantee", ""), first.get("hparams", {})
+    return Row(name, guarantee, hparams, seeds, failures, cells, _histogram(list(runs.values())))
+
+
+def _cell(
+    metric: Metric,
+    runs: dict[int, dict],
+    retrain: dict[int, dict],
+    references: dict[int, np.ndarray],
+    null: Null | None,
+) -> Cell:
+    values = {seed: _get(record, metric.path) for seed, record in runs.items()}
+    if metric.ratio:
+        yardstick = {seed: _get(record, metric.path) for seed, record in retrain.items()}
+        both = values.keys() & yardstick.keys()
+        values = {s: yardstick[s] / values[s] if values[s] else math.nan for s in sorted(both)}
+    if not values:
+        return Cell(Interval(math.nan, math.nan, math.nan))
+    value = mean_interval(list(values.values()), level=LEVEL)
+    gaps = [values[s] - references[s].mean() for s in values if s in references]
+    if null is None or null.band is None or not gaps:
+        return Cell(value)
+    gap = mean_interval(gaps, level=LEVEL)
+    known = math.isfinite(gap.estimate) and math.isfinite(null.band.high)
+    # The slack is for rounding: with equal references the band is a point.
+    inside = null.band.low - 1e-9 <= gap.estimate <= null.band.high + 1e-9 if known else None
+    return Cell(value, gap, inside)
+
+
+def _blind(rows: list[Row]) -> list[Row]:
+    """Marks the cells whose place inside the band says nothing, since no-op lies inside too."""
+    noop = next((row for row in rows if row.method == "noop"), None)
+    if noop is None:
+        return rows
+    keys = {m.key for m in METRICS if m.group == "forgetting" and noop.cells[m.key].inside}
+    return [
+        row._replace(
+            cells={
+                key: cell._replace(blind=bool(cell.inside and key in keys))
+                for key, cell in row.cells.items()
+            }
+        )
+        for row in rows
+    ]
+
+
+def _histogram(records: list[dict]) -> dict[str, np.ndarray] | None:
+    """Loss counts of all seeds together."""
+    found = [record["loss_histogram"] for record in records if record.get("loss_histogram")]
+    if not found:
+        return None
+    return {
+        "log10_edges": np.array(found[0]["log10_edges"]),
+        "forget": np.sum([one["forget"] for one in found], axis=0),
+        "test": np.sum([one["test"] for one in found], axis=0),
+    }
+
+
+def _common(records: list[dict]) -> dict[str, Any]:
+    """Plain values by name; a tuple of all of them where the records differ."""
+    names = (
+        "dataset", "arch", "n_train", "n_forget", "n_params", "forget_mode", "device", "n_devices",
+        "cpu", "n_threads", "python", "jax", "jaxlib", "jaxunlearn", "commit",
+    )  # fmt: skip
+    found = {n: list(dict.fromkeys(r[n] for r in records if r.get(n) is not None)) for n in names}
+    return {n: v[0] if len(v) == 1 else tuple(v) for n, v in found.items() if v}
