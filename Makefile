@@ -43,7 +43,7 @@ lint: $(VENV)/.has-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: $(VENV)/.has-docs
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/.has-test
 	@set -e; for file in benchmarks/[!_]*.py; do \

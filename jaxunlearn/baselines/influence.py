@@ -31,10 +31,13 @@ SAMPLE_BYTES = 2**29
 
 @dataclasses.dataclass(frozen=True)
 class InfluenceConfig:
-    """Attributes:
-    damping: added to the Fisher matrix, > 0.
-    scale: length of the step; 1 is the Newton step.
-    samples: rows in the Fisher matrix; None for 1000, or as many as fit in 512 MiB.
+    """The step of :func:`influence`.
+
+    Attributes:
+      damping: added to the Fisher matrix, > 0. Networks that memorised their rows
+        have a nearly singular one, and no damping suits all of them.
+      scale: length of the step; 1 is the Newton step.
+      samples: rows in the Fisher matrix; None for 1000, or as many as fit in 512 MiB.
     """
 
     damping: float = 0.03
@@ -49,9 +52,11 @@ class InfluenceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class WoodFisherConfig:
-    """Attributes:
-    scale: length of the step; 0.2 is the official parser's default, ConMU searches [1, 20].
-    terms: rows in the recursion, and the constant N in it (1000, hard-coded there).
+    """The step of :func:`influence_woodfisher`.
+
+    Attributes:
+      scale: length of the step; 0.2 is the official parser's default, ConMU searches [1, 20].
+      terms: rows in the recursion, and the constant N in it (1000, hard-coded there).
     """
 
     scale: float = 0.2

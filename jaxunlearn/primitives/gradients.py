@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import _validate, tree
+from jaxunlearn import _validate
 from jaxunlearn.types import Array, Dataset, LossFn, Params, PyTree
 
 
@@ -179,7 +179,8 @@ def _sum_chunks(
     def add(total, rows):
         take = lambda leaf: jnp.take(leaf, rows, axis=0, mode="clip")
         w = jnp.where(rows < n, take(weights), 0.0)
-        return tree.add_scaled(total, 1.0, part(jax.tree.map(take, data), w)), None
+        some = part(jax.tree.map(take, data), w)
+        return jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, some), None
 
     wide = lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32))
     total, _ = jax.lax.scan(add, jax.tree.map(wide, params), rows)

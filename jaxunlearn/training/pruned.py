@@ -20,11 +20,13 @@ from jaxunlearn.types import Array, Dataset, Model, Params, PyTree
 
 @dataclasses.dataclass(frozen=True)
 class PruningConfig:
-    """Attributes:
-    rate: fraction of the kernel entries to drop. 0.8 suits small networks; the
-      official code of Liu et al. 2023 drops 0.95 of a ResNet's convolutions.
-    rewind: fraction of the epochs after which the weights to rewind to are kept
-      (epoch 8 of 182 in that code).
+    """How much to prune, and how far to rewind.
+
+    Attributes:
+      rate: fraction of the kernel entries to drop. 0.8 suits small networks; the
+        official code of Liu et al. 2023 drops 0.95 of a ResNet's convolutions.
+      rewind: fraction of the epochs after which the weights to rewind to are kept
+        (epoch 8 of 182 in that code).
     """
 
     rate: float = 0.8

@@ -1,11 +1,12 @@
-"""A flax.nnx network behind the same pair of functions as the built-in models."""
+"""Networks of flax.nnx, equinox and haiku behind the same pair of functions."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
-from jaxunlearn import tree
+from jaxunlearn import TrainConfig, registry, tree
 from jaxunlearn.models import cross_entropy
 from jaxunlearn.types import Dataset, Model
 
@@ -61,3 +62,46 @@ def test_nnx_models_by_vmap(key):
     logits = jax.vmap(model.apply, (0, None))(stacked, x)
     assert logits.shape == (2, 3, 2)
     assert bool((logits[0] != logits[1]).any())
+
+
+def equinox_model() -> Model:
+    eqx = pytest.importorskip("equinox")
+
+    def make(key):
+        return eqx.nn.MLP(2, 2, width_size=16, depth=1, activation=jnp.tanh, key=key)
+
+    _, static = eqx.partition(make(jax.random.key(0)), eqx.is_inexact_array)
+
+    def init(key, x):
+        return eqx.filter(make(key), eqx.is_inexact_array)
+
+    def apply(params, x):
+        return jax.vmap(eqx.combine(params, static))(x)
+
+    return Model(init, apply)
+
+
+def haiku_model() -> Model:
+    hk = pytest.importorskip("haiku")
+    network = hk.without_apply_rng(hk.transform(lambda x: hk.Linear(2)(jnp.tanh(hk.Linear(16)(x)))))
+    return Model(network.init, network.apply)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: nnx_model(Network), equinox_model, haiku_model],
+    ids=["nnx", "equinox", "haiku"],
+)
+def test_models_of_other_libraries_train_and_unlearn(make, key):
+    model = make()
+    x = jax.random.normal(key, (60, 2))
+    data = Dataset(x, (x[:, 0] > 0).astype(jnp.int32))
+    forget = jnp.arange(60) < 6
+    for name in ("finetune", "influence"):
+        unlearner = registry.make(name, model, train=TrainConfig(epochs=20))
+        state = unlearner.fit(key, data)
+        assert (unlearner.predict(state, x).argmax(-1) == data.y).mean() > 0.9
+        after = unlearner.unlearn(key, state, data, forget)
+        assert jax.tree.structure(after.params) == jax.tree.structure(state.params)
+        assert (unlearner.predict(after, x).argmax(-1) == data.y).mean() > 0.75
+        assert float(jnp.abs(unlearner.predict(after, x) - unlearner.predict(state, x)).max()) > 0
