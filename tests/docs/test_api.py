@@ -1,0 +1,44 @@
+"""Every public name is on a page of the API, and everything that the pages name exists."""
+
+import importlib
+import pathlib
+
+import pytest
+import yaml
+
+ROOT = pathlib.Path(__file__).parents[2]
+PUBLIC = (
+    "jaxunlearn",
+    "jaxunlearn.audit",
+    "jaxunlearn.baselines",
+    "jaxunlearn.data",
+    "jaxunlearn.experiments",
+    "jaxunlearn.models",
+    "jaxunlearn.training",
+)
+# Tables of names, each described in the text of its page; and modules.
+NO_ENTRY = {"MODELS", "DATASETS", "__version__", "audit", "data", "models", "registry"}
+
+
+def entries() -> list[object]:
+    """The objects that the pages document: every entry is a module and the members of it."""
+    found = []
+    for page in (ROOT / "docs" / "api").glob("*.md"):
+        for entry in page.read_text().split("\n::: ")[1:]:
+            path, _, options = entry.partition("\n")
+            module = importlib.import_module(path.strip())
+            members = yaml.safe_load(options)["options"]["members"]
+            found += [getattr(module, name) for name in members]
+    return found
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_is_documented(name):
+    module, documented = importlib.import_module(name), entries()
+    names = set(module.__all__) - NO_ENTRY
+    assert {n for n in names if not any(getattr(module, n) is d for d in documented)} == set()
+
+
+def test_nothing_is_documented_twice():
+    documented = entries()
+    assert len({id(entry) for entry in documented}) == len(documented)

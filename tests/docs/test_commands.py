@@ -1,0 +1,58 @@
+"""Every command that the README and the documentation show is one that exists."""
+
+import pathlib
+import re
+import shlex
+
+import pytest
+
+from jaxunlearn import cli
+
+ROOT = pathlib.Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def commands(start: str) -> list[str]:
+    """The lines of indented code that begin with ``start``, continuation lines joined."""
+    found = []
+    for page in PAGES:
+        text = page.read_text().replace("\\\n", " ")
+        found += re.findall(rf"^ {{4,}}({start}\b[^#\n]*)", text, re.MULTILINE)
+    assert found, start
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize("command", commands("jaxunlearn"))
+def test_the_command_line_accepts(command, monkeypatch, capsys):
+    parsed = []
+    monkeypatch.setattr(cli, "run_compare", lambda config: parsed.append(config))
+    monkeypatch.setattr(cli, "read_records", lambda out: [out])
+    monkeypatch.setattr(cli, "_show", lambda records, out: parsed.append(out))
+    words = shlex.split(command)[1:]
+    if "--help" in words:
+        with pytest.raises(SystemExit, match="^0$"):
+            cli.main(words)
+    else:
+        cli.main(words)
+    assert parsed or capsys.readouterr().out
+
+
+def test_a_wrong_option_would_be_noticed(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "run_compare", lambda config: pytest.fail("ran"))
+    with pytest.raises(SystemExit, match="^2$"):
+        cli.main(["compare", "--dataset", "digits", "--no-such-option", "1"])
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    phony = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    assert phony
+    for command in commands("make"):
+        assert set(re.findall(r"^make ([\w-]+)", command)) <= set(phony[1].split()), command
+
+
+def test_benchmarks_exist():
+    for command in commands("python -m benchmarks"):
+        name, *options = command.split()[2:]
+        assert (ROOT / f"{name.replace('.', '/')}.py").is_file(), command
+        assert {word for word in options if word[:2] == "--"} <= {"--quick", "--json", "--threads"}
