@@ -18,7 +18,7 @@ def magnitude_mask(params: Params, rate: float) -> PyTree:
     Kernels are the leaves with two or more axes; biases and normalisation parameters
     are kept, as in the official code of Liu et al. (Model Sparsity Can Simplify
     Machine Unlearning, 2023), which prunes convolutions only. Exactly
-    ``floor(rate * size)`` entries are dropped; ties go by position, first ones first.
+    ``round(rate * size)`` entries are dropped; ties go by position, first ones first.
 
     Args:
       params: any pytree of floats.
@@ -43,7 +43,7 @@ def magnitude_mask(params: Params, rate: float) -> PyTree:
     if not kernels:
         raise ValueError("params has no leaf with two or more axes, so no weights to prune.")
     magnitudes = jnp.concatenate([jnp.abs(leaf).ravel() for leaf in kernels])
-    dropped = int(rate * magnitudes.size)
+    dropped = round(rate * magnitudes.size)
     order = jnp.argsort(magnitudes, stable=True)
     keep = jnp.ones(magnitudes.size, bool).at[order[:dropped]].set(False)
     pieces = iter(jnp.split(keep, np.cumsum([leaf.size for leaf in kernels])[:-1]))
