@@ -28,8 +28,7 @@ class TrainConfig:
       weight_decay: added to the gradient times the parameter, before momentum
         (the L2 form, as in the papers' PyTorch code).
       clip: largest global norm of the batch gradient, or None.
-      progress: tell the progress bar about every epoch (:func:`fit` and
-        :func:`train_many` open one); the numbers are the same.
+      progress: show progress bars on standard error; the numbers are the same.
 
     Raises:
       ValueError: a value outside its range, by name.
