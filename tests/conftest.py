@@ -11,3 +11,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def key():
     """A fixed key; split it for more."""
     return jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def compiled_in_haste():
+    """No LLVM optimisation: half the compile time, for modules that compile much and run little."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -141,14 +141,21 @@ def _influence(key, loss_fn, params, data, forget, retain, config, mask) -> Upda
     g = g.astype(v.dtype) * used[:, None]
 
     matmul = lambda a, b: jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-    system = matmul(g, g.T) + config.damping * used.sum() * jnp.eye(count, dtype=v.dtype)
-    right = matmul(g, v)
+    kept = used.sum()
+    system = matmul(g, g.T) + config.damping * kept * jnp.eye(count, dtype=v.dtype)
     factor = jax.scipy.linalg.cho_factor(system)
-    z = jax.scipy.linalg.cho_solve(factor, right)
-    step = (v - matmul(g.T, z)) / config.damping
 
-    residual = jnp.linalg.norm(matmul(system, z) - right)
-    solved = residual <= 1e-2 * jnp.linalg.norm(right)
+    def solve(r: Array) -> Array:
+        return (r - matmul(g.T, jax.scipy.linalg.cho_solve(factor, matmul(g, r)))) / config.damping
+
+    def residual(x: Array) -> Array:
+        return v - config.damping * x - matmul(g.T, matmul(g, x)) / kept
+
+    # With little damping the identity subtracts nearly equal vectors: refine its result.
+    step = solve(v)
+    for _ in range(2):
+        step = step + solve(residual(step))
+    solved = jnp.linalg.norm(residual(step)) <= 1e-2 * jnp.linalg.norm(v)
     params = tree.add_scaled(params, config.scale, unravel(step))
     status = jnp.where(solved, Status.OK, Status.NOT_CONVERGED)
     return Update(params, grads=jnp.float32(n + count), status=status)

@@ -1,0 +1,28 @@
+"""The public names: to add or to remove one is a decision, made here."""
+
+import jaxunlearn
+from jaxunlearn import baselines, experiments, training
+
+PUBLIC = {
+    jaxunlearn: """
+        Dataset Model State Status TrainConfig Unlearner __version__
+        audit data fit minimize models registry train_many
+    """,
+    training: "PruningConfig TrainConfig fit fit_pruned minimize train_many",
+    baselines: """
+        FineTuneConfig GradientAscentConfig InfluenceConfig NoopConfig RetrainConfig
+        WoodFisherConfig finetune gradient_ascent influence influence_woodfisher retrain
+    """,
+    experiments: "CompareConfig Records compare read_records",
+}
+
+
+def test_public_names():
+    for module, names in PUBLIC.items():
+        assert set(module.__all__) == set(names.split()), module.__name__
+        for name in module.__all__:
+            assert getattr(module, name) is not None
+
+
+def test_version():
+    assert jaxunlearn.__version__[0].isdigit()
