@@ -69,12 +69,12 @@ class References(NamedTuple):
     distances: list[float]
 
 
-def compare(config: CompareConfig, *, progress: bool = True) -> list[dict[str, Any]]:
+def compare(config: CompareConfig) -> list[dict[str, Any]]:
     """Runs what is missing of a comparison and returns its records.
 
     Args:
-      config: what to compare, and where to put the results.
-      progress: show bars on standard error.
+      config: what to compare, and where to put the results; ``config.train.progress``
+        shows bars on standard error.
 
     Returns:
       The records of this configuration's seeds and methods: one for each method and
@@ -94,7 +94,7 @@ def compare(config: CompareConfig, *, progress: bool = True) -> list[dict[str, A
     )
     splits = splits._replace(train=train, test=test)
     model = models.get(config.model, splits.num_classes)
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, progress=progress))
+    config = dataclasses.replace(config, out=pathlib.Path(config.out))
     # A request or a model that does not suit the data fails here, before it claims a folder.
     _draw_request(config, train.y, 0)
     jax.eval_shape(model.init, jax.random.key(0), train.x[:1])
@@ -110,7 +110,7 @@ def compare(config: CompareConfig, *, progress: bool = True) -> list[dict[str, A
 
     runs = [(seed, name) for seed in range(config.seeds) for name in ("references", *task.configs)]
     wanted = [_run_id(name, seed) for seed, name in runs]
-    with _progress.showing(progress) as display:
+    with _progress.showing(config.train.progress) as display:
         bar = display.add_task("runs", total=len(runs)) if display else None
         for seed in range(config.seeds):
             _run_seed(task, seed, records, display, bar)

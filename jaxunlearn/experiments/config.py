@@ -50,7 +50,7 @@ class CompareConfig:
     seeds: int = 5
     references: int = 5
     # Long enough for the model to memorise its rows: there is nothing to forget otherwise.
-    train: TrainConfig = TrainConfig(epochs=100, learning_rate=0.1)
+    train: TrainConfig = TrainConfig(epochs=100, learning_rate=0.1, progress=True)
     out: pathlib.Path = pathlib.Path("runs/compare")
 
     def __post_init__(self):

@@ -225,10 +225,13 @@ def _methods(summary: Summary) -> str:
         f"<td>{_pairs(row.hparams)}</td></tr>"
         for row in summary.rows
     )
+    columns = "".join(
+        f'<th scope="col">{title}</th>' for title in ("Method", "Guarantee", "Settings")
+    )
     return f"""<section>
 <h2>Methods and what they guarantee</h2>
 <div class="card scroll"><table class="text">
-<thead><tr><th scope="col">Method</th><th scope="col">Guarantee</th><th scope="col">Settings</th></tr></thead>
+<thead><tr>{columns}</tr></thead>
 <tbody>
 {rows}
 </tbody></table></div>

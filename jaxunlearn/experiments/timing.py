@@ -32,19 +32,19 @@ class Compiler:
         if name not in self._programs:
             start = time.perf_counter()
             program = jax.jit(function).lower(*args).compile()
-            self._programs[name] = program, time.perf_counter() - start, _peak_bytes(program)
-        program, compile_s, peak_bytes = self._programs[name]
+            self._programs[name] = program, time.perf_counter() - start, peak_bytes(program)
+        program, compile_s, planned = self._programs[name]
         seconds: list[float] = []
         while True:
             start = time.perf_counter()
             result = jax.block_until_ready(program(*args))
             seconds.append(time.perf_counter() - start)
             if sum(seconds) > 0.2 or len(seconds) == 5:
-                return Timed(result, float(np.median(seconds)), compile_s, peak_bytes)
+                return Timed(result, float(np.median(seconds)), compile_s, planned)
 
 
-def _peak_bytes(program) -> int | None:
-    """Arguments, results and temporaries of a program; None where XLA does not say."""
+def peak_bytes(program) -> int | None:
+    """Arguments, results and temporaries of a compiled program; None where XLA does not say."""
     plan = program.memory_analysis()
     if plan is None:
         return None

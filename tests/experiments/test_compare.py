@@ -1,0 +1,240 @@
+"""A comparison that is killed, at any step, ends with the records it would have had."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from jaxunlearn import TrainConfig, data
+from jaxunlearn.experiments import CompareConfig, Records, compare, read_records
+from jaxunlearn.experiments import compare as compare_function
+from jaxunlearn.experiments.timing import Compiler
+
+module = sys.modules[compare_function.__module__]
+pytestmark = pytest.mark.usefixtures("compiled_in_haste")
+
+TIMES = {"train_s", "train_compile_s", "unlearn_s", "compile_s", "total_s", "eval_s"}
+OPTIONS = {
+    "dataset": "breast_cancer",
+    "rows": 60,
+    "model": "mlp",
+    "methods": "finetune,noop+pruning",
+    "settings": ("finetune.epochs=2", "finetune.learning_rate=0.1"),
+    "seeds": 1,
+    "references": 3,
+    "train": TrainConfig(epochs=2, batch_size=16),
+}
+NAMES = ["references", "noop", "retrain", "finetune", "noop+pruning"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_compiler():
+    """All comparisons here share what is compiled, for time."""
+    shared, original = Compiler(), module.Compiler
+    module.Compiler = lambda: shared
+    yield
+    module.Compiler = original
+
+
+@pytest.fixture(scope="module")
+def finished(one_compiler, tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished")
+    return out, compare(CompareConfig(**OPTIONS, out=out))
+
+
+def untimed(records):
+    return [{k: v for k, v in record.items() if k not in TIMES} for record in records]
+
+
+def test_records(finished):
+    out, records = finished
+    assert [r["run_id"] for r in records] == [f"{name}/seed-0" for name in NAMES]
+    assert read_records(out) == records
+    null, noop, retrain, finetune, pruned = records
+    assert len(null["scores"]) == 3 and len(null["param_l2_null"]) == 2
+    for record in records[1:]:
+        assert record.keys() == noop.keys() and record.keys() >= TIMES
+        assert all(record[name] > 0 for name in TIMES - {"compile_s", "train_compile_s"})
+        assert record["split_hash"] == null["split_hash"]
+        assert record["n_forget"] == 12 and record["n_train"] == 60
+        assert record["status"] == "OK"
+        assert 0 <= record["acc_test"] <= 1 and 0 < record["frm"] <= 1
+        assert sum(record["loss_histogram"]["forget"]) == 12
+    for name in ("acc_test", "acc_retain", "acc_forget"):
+        assert noop[name] == noop[f"{name}_before"] == finetune[f"{name}_before"]
+    assert noop["grads"] == 0 and finetune["grads"] == 2 * 48 and retrain["grads"] == 2 * 48
+    assert finetune["hparams"]["learning_rate"] == 0.1
+    assert pruned["loss_test"] != noop["loss_test"]  # its original is another one
+
+
+def test_original_is_reproduced_from_what_is_stored(finished):
+    """The request on disk is the one in the records, and names the forgotten rows."""
+    out, records = finished
+    forget = data.load_split(out / "requests" / "seed-0.npz")
+    assert data.split_hash(forget) == records[0]["split_hash"]
+    assert int(forget.sum()) == 12
+
+
+def test_done_is_not_done_again(finished, monkeypatch):
+    out, records = finished
+    monkeypatch.setattr(module, "_original", None)  # any work would call it
+    assert compare(CompareConfig(**OPTIONS, out=out)) == records
+
+
+def test_methods_and_seeds_may_grow(finished, tmp_path):
+    _, records = finished
+    few = {**OPTIONS, "methods": "finetune", "settings": OPTIONS["settings"]}
+    compare(CompareConfig(**few, out=tmp_path))
+    more = compare(CompareConfig(**{**OPTIONS, "seeds": 2}, out=tmp_path))
+    assert untimed(more)[:5] == untimed(records)
+    assert len(more) == 10
+    assert more[5]["split_hash"] != more[0]["split_hash"]  # a seed draws its own request
+    assert len(compare(CompareConfig(**few, out=tmp_path))) == 4
+
+
+class Killed(BaseException):
+    """Nothing in the library catches it, as nothing catches a SIGKILL."""
+
+
+def test_killed_at_every_step(finished, tmp_path, monkeypatch):
+    """Before and after whatever reaches the disk, a half-written record included."""
+    survived = set()
+
+    def deadly(function, label):
+        def run(*args, **options):
+            step = function.__name__, label(*args)
+            for moment in ("before", "after"):
+                if moment == "after":
+                    result = function(*args, **options)
+                if (step, moment) not in survived:
+                    survived.add((step, moment))
+                    if (function.__name__, moment) == ("append", "before"):
+                        with open(tmp_path / "records.jsonl", "a") as file:
+                            file.write(json.dumps(args[1])[:50])
+                    raise Killed
+            return result
+
+        return run
+
+    path = lambda path, *_: pathlib.Path(path).name
+    monkeypatch.setattr(module, "save", deadly(module.save, path))
+    monkeypatch.setattr(module, "atomic_write", deadly(module.atomic_write, path))
+    monkeypatch.setattr(module.data, "save_split", deadly(data.save_split, path))
+    monkeypatch.setattr(Records, "append", deadly(Records.append, lambda _, r: r["run_id"]))
+    config = CompareConfig(**OPTIONS, out=tmp_path)
+    deaths = 0
+    while True:
+        try:
+            records = compare(config)
+            break
+        except Killed:
+            deaths += 1
+    # One request; two originals and the references, each with facts and arrays; five records.
+    assert deaths == 2 * (1 + 2 * 3 + 5)
+    assert untimed(records) == untimed(finished[1])
+    assert read_records(tmp_path) == records
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_killed_by_the_system(finished, tmp_path):
+    script = f"""
+import jax
+from jaxunlearn import TrainConfig
+from jaxunlearn.experiments import CompareConfig, compare
+jax.config.update("jax_disable_most_optimizations", True)
+options = {OPTIONS!r}
+compare(CompareConfig(**options, out={str(tmp_path)!r}))
+"""
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": path}
+    )
+    records = tmp_path / "records.jsonl"
+    deadline = time.monotonic() + 300
+    while not (records.exists() and records.read_bytes().count(b"\n") >= 2):
+        assert process.poll() is None, "ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert 2 <= len(read_records(tmp_path)) < 5
+    resumed = compare(CompareConfig(**OPTIONS, out=tmp_path))
+    assert untimed(resumed) == untimed(finished[1])
+
+
+def test_a_method_that_diverges_is_recorded_with_a_warning(tmp_path, capsys):
+    options = {
+        **OPTIONS,
+        "methods": "gradient_ascent",
+        "settings": ("gradient_ascent.learning_rate=1e30",),
+    }
+    records = compare(CompareConfig(**options, out=tmp_path))
+    assert records[-1]["status"] == "NOT_FINITE"
+    assert records[-1]["param_l2"] is None  # JSON has no infinity
+    assert [r.get("status", "OK") for r in records[:-1]] == ["OK"] * 3
+    assert "gradient_ascent/seed-0: NOT_FINITE" in capsys.readouterr().out
+
+
+def test_class_request(tmp_path):
+    options = {**OPTIONS, "methods": "noop", "settings": (), "forget": "class", "label": 1}
+    config = CompareConfig(**options, fraction=0.5, out=tmp_path)
+    compare(config)
+    forget = np.asarray(data.load_split(tmp_path / "requests" / "seed-0.npz"))
+    y = np.asarray(data.load("breast_cancer").train.y[:60])
+    assert set(y[forget]) == {1}
+    assert forget.sum() == round(0.5 * (y == 1).sum())
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"dataset": "breast_cancr"}, "breast_cancer"),
+        ({"rows": 427}, r"rows=427 exceeds the 426 training rows of breast_cancer"),
+        ({"forget": "class", "label": 2}, r"label=2 has no rows. Labels: \[0, 1\]"),
+        ({"fraction": 1e-3}, r"fraction=0.001"),
+        ({"model": "cnn"}, r"x has shape \(1, 30\), but cnn takes images"),
+    ],
+)
+def test_what_does_not_suit_the_data_claims_no_folder(tmp_path, change, message):
+    config = CompareConfig(**{**OPTIONS, **change}, out=tmp_path / "out")
+    with pytest.raises(ValueError, match=message):
+        compare(config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_folder_of_another_configuration(finished):
+    out, records = finished
+    other = dataclasses.replace(CompareConfig(**OPTIONS, out=out), fraction=0.3)
+    with pytest.raises(ValueError, match="another configuration .fraction: 0.2 there, 0.3 now"):
+        compare(other)
+    assert read_records(out) == records
+
+
+class TestCompiler:
+    def test_compiles_once_and_times_apart(self):
+        traced = []
+
+        def double(x):
+            traced.append(x)
+            return 2 * x
+
+        compiler = Compiler()
+        first = compiler.run("double", double, jax.numpy.arange(3))
+        second = compiler.run("double", double, jax.numpy.arange(3) + 1)
+        assert len(traced) == 1
+        np.testing.assert_array_equal(first.result, [0, 2, 4])
+        np.testing.assert_array_equal(second.result, [2, 4, 6])
+        assert first.compile_s == second.compile_s > first.seconds > 0
+
+    def test_peak_covers_arguments_results_and_temporaries(self):
+        x = jax.numpy.ones((256, 256))
+        done = Compiler().run("product", lambda x: x @ x, x)
+        assert done.peak_bytes is None or 2 * x.nbytes <= done.peak_bytes < 3 * x.nbytes
