@@ -10,10 +10,11 @@ import math
 from collections.abc import Iterable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxunlearn.types import Dataset
+from jaxunlearn.types import Array, Dataset
 
 
 def known(value) -> bool:
@@ -59,8 +60,11 @@ def one_of(choices: Iterable[str], **named: str) -> None:
             raise ValueError(f"{name}={value!r} is unknown.{hint} Known: {', '.join(choices)}.")
 
 
-def forget_mask(forget, n: int, *, name: str = "forget", removed=None) -> None:
-    """``forget`` is ``bool[n]`` and, with ``removed``, leaves at least one row."""
+def forget_mask(forget, n: int, *, name: str = "forget", removed=None, some: bool = False) -> None:
+    """``forget`` is ``bool[n]`` and, with ``removed``, leaves at least one row.
+
+    With ``some`` it must name at least one row, too.
+    """
     shape, dtype = np.shape(forget), getattr(forget, "dtype", None) or np.asarray(forget).dtype
     if dtype != np.bool_:
         raise ValueError(
@@ -72,6 +76,8 @@ def forget_mask(forget, n: int, *, name: str = "forget", removed=None) -> None:
             f"{name} has shape {shape}, but must be ({n},): one entry for each training row, "
             "those already removed included."
         )
+    if some and known(forget) and not np.asarray(forget).any():
+        raise ValueError(f"{name} names none of the {n} training rows: nothing is to be forgotten.")
     if known(forget) and (removed is None or known(removed)):
         gone = np.asarray(forget) if removed is None else np.asarray(forget) | np.asarray(removed)
         if n and gone.all():
@@ -79,6 +85,16 @@ def forget_mask(forget, n: int, *, name: str = "forget", removed=None) -> None:
                 f"{name} leaves none of the {n} training rows: nothing remains to keep. "
                 "Forget fewer rows, or delete the model."
             )
+
+
+def keep_mask(retain, n: int, *, name: str = "retain") -> None:
+    """``retain`` is ``bool[n]``."""
+    shape, dtype = np.shape(retain), getattr(retain, "dtype", None)
+    if shape != (n,) or dtype != np.bool_:
+        raise ValueError(
+            f"{name} has shape {shape} and dtype {dtype}, but must be bool[{n}]: True for the "
+            "training rows that are to be kept."
+        )
 
 
 def row_weights(weights, n: int, *, name: str = "weights") -> None:
@@ -89,13 +105,24 @@ def row_weights(weights, n: int, *, name: str = "weights") -> None:
             f"{name} has shape {shape}, but must end in {n}: one for each row of data."
         )
     if known(weights):
-        values = np.asarray(weights, np.float64)
+        values = np.asarray(weights)
         if not np.isfinite(values).all() or (values < 0).any():
             raise ValueError(f"{name} must be finite and >= 0, but has other values.")
         if not (values > 0).any(-1).all():
             raise ValueError(
                 f"{name} is zero for all {n} rows: nothing remains to train on. Keep some rows."
             )
+
+
+def as_weights(weights) -> Array:
+    """Weights as an array: float64 if they are, else float32."""
+    weights = jnp.asarray(weights)
+    return weights.astype(weights.dtype if weights.dtype == jnp.float64 else jnp.float32)
+
+
+@jax.jit  # one pass over the data, and nothing in between that is as large
+def _all_finite(x):
+    return jnp.isfinite(x).all()
 
 
 def rows(data: Dataset, *, name: str = "data") -> None:
@@ -112,7 +139,7 @@ def rows(data: Dataset, *, name: str = "data") -> None:
         return
     # Known data may also be closed over by a function that is being traced.
     with jax.ensure_compile_time_eval():
-        finite = bool(jax.numpy.isfinite(data.x).all())
+        finite = bool(_all_finite(data.x))
     if not finite:
         bad = np.flatnonzero(~np.isfinite(np.asarray(data.x)).reshape(x_shape[0], -1).all(1))
         raise ValueError(

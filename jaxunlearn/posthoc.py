@@ -81,7 +81,9 @@ def posthoc(
         )
 
     def unlearn(key: Array, state: State, data: Dataset, forget: Array) -> State:
-        _validate.rows(data)
+        one_row = jax.ShapeDtypeStruct((1, *data.x.shape[1:]), data.x.dtype)
+        logits = jax.eval_shape(model.apply, state.params, one_row)
+        _validate.dataset(data, num_classes=logits.shape[-1])
         _validate.forget_mask(forget, data.y.shape[0], removed=state.removed)
         removed = state.removed | forget
         request = Request(forget=forget & ~state.removed, retain=~removed)

@@ -80,9 +80,10 @@ def finetune(
       >>> bool(params[0] > 2.0)
       True
     """
-    _validate.rows(data)
     _validate.forget_mask(forget, data.y.shape[0])
-    retain = ~forget if retain is None else retain
+    if retain is None:
+        retain = ~jnp.asarray(forget)
+    _validate.keep_mask(retain, data.y.shape[0])
     return minimize(
         key, loss_fn, params, data, weights=retain, config=config.train_config(), mask=mask
     )

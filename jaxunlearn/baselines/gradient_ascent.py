@@ -82,8 +82,7 @@ def gradient_ascent(
       >>> bool(params[0] > 2.0)
       True
     """
-    _validate.rows(data)
-    _validate.forget_mask(forget, data.y.shape[0])
+    _validate.forget_mask(forget, data.y.shape[0], some=True)
     how = config.train_config()
     return minimize(key, negated(loss_fn), params, data, weights=forget, config=how, mask=mask)
 

@@ -24,7 +24,7 @@ from jaxunlearn.training.pruned import PruningConfig
 from jaxunlearn.types import Array, Dataset, LossFn, Model, Params, PyTree, Status, Unlearner
 
 # Rows whose activations are held at once.
-CHUNK = 256
+CHUNK = 64
 # Bytes that the sampled gradients may take by default.
 SAMPLE_BYTES = 2**29
 
@@ -102,11 +102,11 @@ def influence(
     Returns:
       The new parameters.
 
-    Cost: n + M sample gradients and an M by M Cholesky factorisation. Memory: M P
+    Cost: n + M sample gradients and an M by M Cholesky factorisation. Memory: twice M P
     floats. Differentiable in ``params`` and the data.
 
     Raises:
-      ValueError: a mask of another length or dtype, or one that leaves no rows.
+      ValueError: a mask of another length or dtype, or one that forgets no rows or all.
 
     Example:
       >>> data = Dataset(jnp.array([[1.0], [1.0], [5.0]]), jnp.array([0, 0, 0]))
@@ -121,15 +121,22 @@ def influence(
     return _influence(key, loss_fn, params, data, forget, retain, config, mask).params
 
 
-@functools.partial(jax.jit, static_argnames=("loss_fn", "config"))
 def _influence(key, loss_fn, params, data, forget, retain, config, mask) -> Update:
+    affordable = max(1, SAMPLE_BYTES // (8 * max(1, tree.size(params))))
+    samples = min(1000, affordable) if config.samples is None else config.samples
+    count = min(data.y.shape[0], samples)
+    given = key, params, data, forget, retain, config.damping, config.scale, mask
+    return _influence_step(*given, loss_fn=loss_fn, count=count)
+
+
+@functools.partial(jax.jit, static_argnames=("loss_fn", "count"))
+def _influence_step(
+    key, params, data, forget, retain, damping, scale, mask, *, loss_fn, count
+) -> Update:
     n = data.y.shape[0]
     v, unravel = jax.flatten_util.ravel_pytree(
         _direction(loss_fn, params, data, forget, retain, mask)
     )
-    affordable = max(1, SAMPLE_BYTES // (4 * max(1, tree.size(params))))
-    count = min(n, min(1000, affordable) if config.samples is None else config.samples)
-
     # A random sample of the retained rows; with fewer than `count` of them, the rest is zeroed.
     rows = jnp.argsort(jnp.where(retain, jax.random.uniform(key, (n,)), 2.0))[:count]
     used = retain[rows].astype(v.dtype)
@@ -142,21 +149,21 @@ def _influence(key, loss_fn, params, data, forget, retain, config, mask) -> Upda
 
     matmul = lambda a, b: jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
     kept = used.sum()
-    system = matmul(g, g.T) + config.damping * kept * jnp.eye(count, dtype=v.dtype)
+    system = matmul(g, g.T) + damping * kept * jnp.eye(count, dtype=v.dtype)
     factor = jax.scipy.linalg.cho_factor(system)
 
     def solve(r: Array) -> Array:
-        return (r - matmul(g.T, jax.scipy.linalg.cho_solve(factor, matmul(g, r)))) / config.damping
+        return (r - matmul(g.T, jax.scipy.linalg.cho_solve(factor, matmul(g, r)))) / damping
 
     def residual(x: Array) -> Array:
-        return v - config.damping * x - matmul(g.T, matmul(g, x)) / kept
+        return v - damping * x - matmul(g.T, matmul(g, x)) / kept
 
     # With little damping the identity subtracts nearly equal vectors: refine its result.
     step = solve(v)
     for _ in range(2):
         step = step + solve(residual(step))
     solved = jnp.linalg.norm(residual(step)) <= 1e-2 * jnp.linalg.norm(v)
-    params = tree.add_scaled(params, config.scale, unravel(step))
+    params = tree.add_scaled(params, scale, unravel(step))
     status = jnp.where(solved, Status.OK, Status.NOT_CONVERGED)
     return Update(params, grads=jnp.float32(n + count), status=status)
 
@@ -196,7 +203,7 @@ def influence_woodfisher(
     Cost: n + terms sample gradients, the latter one after the other.
 
     Raises:
-      ValueError: a mask of another length or dtype, or one that leaves no rows.
+      ValueError: a mask of another length or dtype, or one that forgets no rows or all.
 
     Example:
       >>> data = Dataset(jnp.array([[1.0], [1.0], [5.0]]), jnp.array([0, 0, 0]))
@@ -207,15 +214,16 @@ def influence_woodfisher(
       True
     """
     retain = _checked(data, forget, retain)
-    return _woodfisher(loss_fn, params, data, forget, retain, config, mask)
+    given = params, data, forget, retain, config.scale, mask
+    return _woodfisher(*given, loss_fn=loss_fn, terms=config.terms)
 
 
-@functools.partial(jax.jit, static_argnames=("loss_fn", "config"))
-def _woodfisher(loss_fn, params, data, forget, retain, config, mask) -> Params:
+@functools.partial(jax.jit, static_argnames=("loss_fn", "terms"))
+def _woodfisher(params, data, forget, retain, scale, mask, *, loss_fn, terms) -> Params:
     n = data.y.shape[0]
     direction = _direction(loss_fn, params, data, forget, retain, mask)
     v, unravel = jax.flatten_util.ravel_pytree(direction)
-    count = min(config.terms + 1, n)
+    count = min(terms + 1, n)
     rows = jnp.argsort(~retain, stable=True)[:count]
 
     def gradient(row) -> Array:
@@ -229,11 +237,11 @@ def _woodfisher(loss_fn, params, data, forget, retain, config, mask) -> Params:
         k, o = carry
         g = gradient(row)
         t = o @ g
-        shrink = jnp.where(retain[row], 1 / (config.terms + t), 0.0).astype(v.dtype)
+        shrink = jnp.where(retain[row], 1 / (terms + t), 0.0).astype(v.dtype)
         return (k - shrink * (k @ g) * o, o - shrink * t * o), None
 
     (k, _), _ = jax.lax.scan(term, (v, gradient(rows[0])), rows[1:])
-    return tree.add_scaled(params, config.scale, unravel(k))
+    return tree.add_scaled(params, scale, unravel(k))
 
 
 def unlearner(
@@ -275,8 +283,11 @@ def woodfisher_unlearner(
 
 def _checked(data: Dataset, forget: Array, retain: Array | None) -> Array:
     _validate.rows(data)
-    _validate.forget_mask(forget, data.y.shape[0])
-    return ~forget if retain is None else retain
+    _validate.forget_mask(forget, data.y.shape[0], some=True)
+    if retain is None:
+        return ~jnp.asarray(forget)
+    _validate.keep_mask(retain, data.y.shape[0])
+    return retain
 
 
 def _direction(loss_fn, params, data, forget, retain, mask) -> PyTree:

@@ -33,9 +33,9 @@ def retrain(
 
     Args:
       key: ``jax.random.key``. With the key of the original training it starts from
-        the same initial parameters; the order of the rows differs all the same.
-        Another key gives another draw from the distribution of retrained models;
-        distances between parameters mean little then.
+        the same initial parameters, and the remaining rows keep their relative order,
+        with other borders between batches. Another key gives another draw from the
+        distribution of retrained models; distances between parameters mean little then.
       model: what to train.
       data: all rows, the forgotten ones included.
       forget: ``bool[n]``, True for the rows to leave out.
@@ -60,9 +60,8 @@ def retrain(
       >>> models.logistic(2).apply(params, data.x[:2]).argmax(-1).tolist()
       [0, 1]
     """
-    _validate.rows(data)
     _validate.forget_mask(forget, data.y.shape[0])
-    return fit(key, model, data, weights=~forget, config=config, mask=mask)
+    return fit(key, model, data, weights=~jnp.asarray(forget), config=config, mask=mask)
 
 
 def unlearner(

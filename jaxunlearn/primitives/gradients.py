@@ -4,16 +4,20 @@
 Everything here takes ``chunk``, the rows held at once, so that norms, clipped
 sums and sums need ``chunk`` times the parameters whatever n is.
 
-All functions take ``loss_fn(params, example) -> scalar`` for ONE unbatched row.
+All functions take ``loss_fn(params, example) -> scalar`` for ONE unbatched row. They are
+compiled: the same function object and the same shapes compile once.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from jaxunlearn import _validate
+from jaxunlearn._platform import platform
 from jaxunlearn.types import Array, Dataset, LossFn, Params, PyTree
 
 
@@ -41,7 +45,7 @@ def per_sample_gradients(
       >>> per_sample_gradients(loss_fn, jnp.zeros(1), data).tolist()
       [[-1.0], [-2.0]]
     """
-    return _map_rows(lambda row: _gradient(loss_fn, params, row), data, chunk)
+    return _gradients(params, data, loss_fn=loss_fn, chunk=_checked_chunk(data, chunk))
 
 
 def per_sample_norms(
@@ -59,9 +63,8 @@ def per_sample_norms(
       >>> per_sample_norms(loss_fn, jnp.zeros(2), data).tolist()
       [5.0]
     """
-    return _map_rows(
-        lambda row: _norm(_gradient(loss_fn, params, row)), data, chunk, _cached_rows()
-    )
+    chunk = _checked_chunk(data, chunk, _cached_rows())
+    return _norms(params, data, loss_fn=loss_fn, chunk=chunk)
 
 
 def gradient_sum(
@@ -90,11 +93,8 @@ def gradient_sum(
       [4.0]
     """
 
-    def part(rows, w):
-        losses = lambda p: jnp.vdot(w, jax.vmap(loss_fn, in_axes=(None, 0))(p, rows))
-        return jax.grad(losses)(params)
-
-    return _sum_chunks(part, params, data, weights, chunk)
+    weights, chunk = _checked_weights(data, weights), _checked_chunk(data, chunk)
+    return _sum(params, data, weights, loss_fn=loss_fn, chunk=chunk)
 
 
 def clipped_sum(
@@ -129,6 +129,32 @@ def clipped_sum(
     if _validate.known(clip):
         _validate.positive(clip=clip)
 
+    weights = _checked_weights(data, weights)
+    chunk = _checked_chunk(data, chunk, _cached_rows())
+    return _clipped(params, data, weights, clip, loss_fn=loss_fn, chunk=chunk)
+
+
+@functools.partial(jax.jit, static_argnames=("loss_fn", "chunk"))
+def _gradients(params, data, *, loss_fn, chunk):
+    return _map_rows(lambda row: _gradient(loss_fn, params, row), data, chunk)
+
+
+@functools.partial(jax.jit, static_argnames=("loss_fn", "chunk"))
+def _norms(params, data, *, loss_fn, chunk):
+    return _map_rows(lambda row: _norm(_gradient(loss_fn, params, row)), data, chunk)
+
+
+@functools.partial(jax.jit, static_argnames=("loss_fn", "chunk"))
+def _sum(params, data, weights, *, loss_fn, chunk):
+    def part(rows, w):
+        losses = lambda p: jnp.vdot(w, jax.vmap(loss_fn, in_axes=(None, 0))(p, rows))
+        return jax.grad(losses)(params)
+
+    return _sum_chunks(part, params, data, weights, chunk)
+
+
+@functools.partial(jax.jit, static_argnames=("loss_fn", "chunk"))
+def _clipped(params, data, weights, clip, *, loss_fn, chunk):
     def part(rows, w):
         grads = jax.vmap(lambda row: _gradient(loss_fn, params, row))(rows)
         norms = jax.vmap(_norm)(grads)
@@ -136,19 +162,22 @@ def clipped_sum(
         scale = w * clip / jnp.maximum(norms, clip)
         return jax.tree.map(lambda g: jnp.tensordot(scale.astype(g.dtype), g, 1), grads)
 
-    return _sum_chunks(part, params, data, weights, chunk, _cached_rows())
+    return _sum_chunks(part, params, data, weights, chunk)
 
 
 def _gradient(loss_fn: LossFn, params: Params, row: Dataset) -> PyTree:
-    """The gradient of one row, its leaves in row-major order.
+    """The gradient of one row, its leaves in row-major order on a CPU.
 
     Left to itself XLA-CPU computes those of dense layers transposed and copies them,
     which takes as long again as everything else.
     """
+    grads = jax.grad(loss_fn)(params, row)
+    if platform() != "cpu":
+        return grads
     row_major = lambda leaf: with_layout_constraint(
         leaf, Layout(major_to_minor=tuple(range(leaf.ndim)))
     )
-    return jax.tree.map(row_major, jax.grad(loss_fn)(params, row))
+    return jax.tree.map(row_major, grads)
 
 
 def _norm(gradient: PyTree) -> Array:
@@ -160,49 +189,43 @@ def _norm(gradient: PyTree) -> Array:
     return jnp.sqrt(sum(squares))
 
 
-def _check(data: Dataset, chunk: int | None, default: int | None) -> tuple[int, int]:
-    """Number of rows, and of rows held at once; ``default`` None for all."""
+def _checked_chunk(data: Dataset, chunk: int | None, default: int | None = None) -> int:
+    """The rows held at once: ``chunk``, or ``default``, or all."""
     _validate.rows(data)
     n = data.y.shape[0]
     chunk = default if chunk is None else chunk
     if chunk is None:
-        return n, n
+        return n
     _validate.whole(chunk=chunk)
-    return n, min(chunk, n)
+    return min(chunk, n)
 
 
 def _cached_rows() -> int | None:
     """Gradients held at once by default: on a CPU a few, which its caches can hold."""
-    return 32 if jax.default_backend() == "cpu" else None
+    return 32 if platform() == "cpu" else None
 
 
-def _map_rows(
-    one_row: Callable, data: Dataset, chunk: int | None, default: int | None = None
-) -> PyTree:
+def _checked_weights(data: Dataset, weights: Array | None) -> Array:
+    n = np.shape(data.y)[0]
+    if weights is None:
+        return jnp.ones(n, jnp.float32)
+    if np.shape(weights) != (n,):
+        raise ValueError(f"weights has shape {np.shape(weights)}, but must be ({n},), one a row.")
+    return _validate.as_weights(weights)
+
+
+def _map_rows(one_row: Callable, data: Dataset, chunk: int) -> PyTree:
     """``one_row`` over the rows, ``chunk`` at a time."""
-    n, chunk = _check(data, chunk, default)
-    if chunk == n:
+    if chunk == data.y.shape[0]:
         return jax.vmap(one_row)(data)
     return jax.lax.map(one_row, data, batch_size=chunk)
 
 
 def _sum_chunks(
-    part: Callable,
-    params: Params,
-    data: Dataset,
-    weights: Array | None,
-    chunk: int | None,
-    default: int | None = None,
+    part: Callable, params: Params, data: Dataset, weights: Array, chunk: int
 ) -> PyTree:
     """Sum of ``part(rows, weights)`` over chunks; the last is filled with rows of weight 0."""
-    n, chunk = _check(data, chunk, default)
-    if weights is None:
-        weights = jnp.ones(n, jnp.float32)
-    elif weights.shape != (n,):
-        raise ValueError(
-            f"weights has shape {weights.shape}, but must be ({n},): one for each row."
-        )
-    weights = jnp.asarray(weights, jnp.float32)
+    n = data.y.shape[0]
     if chunk == n:
         return part(data, weights)
     count = -(-n // chunk)

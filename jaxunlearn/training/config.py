@@ -80,7 +80,7 @@ def learning_rate(config: TrainConfig, progress: Array) -> Array:
     A function of the fraction done and not of the step count, so that a
     retraining with fewer rows, hence fewer steps, finishes its schedule too.
     """
-    progress = jnp.asarray(progress, jnp.float32)
+    progress = jnp.asarray(progress, float)
     if config.schedule == "cosine":
         factor = 0.5 * (1 + jnp.cos(math.pi * progress))
     elif config.schedule == "step":

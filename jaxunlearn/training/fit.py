@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import optax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from jaxunlearn import _progress, _validate, tree
+from jaxunlearn import _progress, _sharding, _validate, tree
+from jaxunlearn._platform import platform
 from jaxunlearn.models.losses import cross_entropy
 from jaxunlearn.training.config import TrainConfig, direction, learning_rate
 from jaxunlearn.types import Array, Dataset, LossFn, Model, Params, PyTree
@@ -42,11 +43,14 @@ def fit(
       weights: ``bool`` or ``float[n]``; rows of weight 0 have no influence at all.
       config: hyper-parameters.
       optimizer: an optax transformation used as it is, its own learning rate
-        included, instead of the one that ``config`` describes.
+        included, instead of the one that ``config`` describes. Pass the same object
+        again to reuse the compiled training.
       mask: 0/1 pytree like the parameters; entries at 0 start at 0 and stay there.
 
     Returns:
       The parameters after the last step.
+
+    Cost: as :func:`minimize`.
 
     Raises:
       ValueError: shapes that do not match, labels beyond the model's outputs, NaN
@@ -61,22 +65,25 @@ def fit(
       >>> model.apply(params, data.x).argmax(-1).tolist()
       [0, 1]
     """
-    logits = jax.eval_shape(lambda k, x: model.apply(model.init(k, x), x), key, data.x[:1])
-    _validate.dataset(data, num_classes=logits.shape[-1])
-    init_key, order_key = jax.random.split(key)
-    params = model.init(init_key, data.x[:1])
-    if mask is not None:
-        params = jax.tree.map(jnp.multiply, params, mask)
-    return minimize(
-        order_key,
-        cross_entropy(model.apply),
-        params,
+    data = _sharding.automatic(data)
+    check_model(key, model, data)
+    return _run(
+        _fit,
+        key,
         data,
-        weights=weights,
+        weights,
+        mask,
+        model=model,
         config=config,
         optimizer=optimizer,
-        mask=mask,
     )
+
+
+def check_model(key: Array, model: Model, data: Dataset) -> None:
+    """Bad rows, or labels beyond the outputs of ``model``, raise ValueError."""
+    one_row = jax.ShapeDtypeStruct((1, *data.x.shape[1:]), data.x.dtype)
+    logits = jax.eval_shape(lambda k, x: model.apply(model.init(k, x), x), key, one_row)
+    _validate.dataset(data, num_classes=logits.shape[-1])
 
 
 def minimize(
@@ -123,24 +130,37 @@ def minimize(
       >>> bool(jnp.allclose(out, 3.0, atol=0.01))
       True
     """
-    n = data.y.shape[0]
+    data = _sharding.automatic(data)
     _validate.rows(data)
+    return _run(
+        functools.partial(_minimize, params=params),
+        key,
+        data,
+        weights,
+        mask,
+        loss_fn=loss_fn,
+        config=config,
+        optimizer=optimizer,
+    )
+
+
+def _run(train, key, data, weights, mask, *, config, **static) -> Params:
+    """Calls a compiled training with checked weights, and shows its progress."""
+    used_steps = None
     if weights is not None:
-        _validate.row_weights(weights, n)
-        weights = jnp.asarray(weights, jnp.float32)
-    used_steps = None if weights is None else steps_per_epoch(weights, config.batch_size)
+        _validate.row_weights(weights, data.y.shape[0])
+        weights = _sharding.automatic(_validate.as_weights(weights))
+        used_steps = steps_per_epoch(weights, config.batch_size)
     with _progress.showing(config.progress):
-        params = _minimize(
-            key,
-            params,
-            data,
-            weights,
-            used_steps,
-            mask,
-            loss_fn=loss_fn,
+        params = train(
+            key=key,
+            data=data,
+            weights=weights,
+            used_steps=used_steps,
+            mask=mask,
             config=config,
-            optimizer=optimizer,
-            sharding=_row_sharding(data),
+            sharding=_sharding.of_rows(data),
+            **static,
         )
         if config.progress and all(map(_validate.known, jax.tree.leaves(params))):
             jax.block_until_ready(params)  # keep the bar until the work is done
@@ -152,6 +172,27 @@ def steps_per_epoch(weights: Array, batch_size: int) -> Array:
     return -(-jnp.sum(weights > 0, axis=-1) // min(batch_size, weights.shape[-1]))
 
 
+@functools.partial(jax.jit, static_argnames=("model", "config", "optimizer", "sharding"))
+def _fit(key, data, weights, used_steps, mask, *, model, config, optimizer, sharding):
+    # The initial parameters are made in here, so that nothing outside holds their memory.
+    init_key, order_key = jax.random.split(key)
+    params = model.init(init_key, data.x[:1])
+    if mask is not None:
+        params = jax.tree.map(jnp.multiply, params, mask)
+    return _minimize(
+        order_key,
+        params,
+        data,
+        weights,
+        used_steps,
+        mask,
+        loss_fn=cross_entropy(model.apply),
+        config=config,
+        optimizer=optimizer,
+        sharding=sharding,
+    )
+
+
 @functools.partial(
     jax.jit, static_argnames=("loss_fn", "config", "optimizer", "sharding", "compact")
 )
@@ -159,7 +200,7 @@ def _minimize(
     key,
     params,
     data,
-    weights,  # float32[n], or None for all rows alike
+    weights,  # float[n], or None for all rows alike
     used_steps,  # steps that hold any row of non-zero weight
     mask,
     *,
@@ -230,7 +271,7 @@ def _columns_first(kernel: Array) -> Array:
     The products that give its gradient then come out in the order that XLA-CPU has fast
     routines for: 13% off a training step of a small convolutional network.
     """
-    if kernel.ndim < 2 or jax.default_backend() != "cpu":
+    if kernel.ndim < 2 or platform() != "cpu":
         return kernel
     columns = kernel.reshape(-1, kernel.shape[-1]).T
     columns = with_layout_constraint(columns, Layout(major_to_minor=(0, 1)))
@@ -249,11 +290,3 @@ def shuffled(key: Array, n: int, *, last: Array | None = None) -> Array:
     low = jnp.uint32(2 ** (n - 1).bit_length() - 1)
     packed = jnp.sort((draw & ~low) | jnp.arange(n, dtype=jnp.uint32))
     return (packed & low).astype(jnp.int32)
-
-
-def _row_sharding(data: Dataset):
-    """The sharding of the rows, if they are spread over several devices."""
-    sharding = getattr(data.y, "sharding", None) if _validate.known(data.y) else None
-    if isinstance(sharding, jax.sharding.NamedSharding) and not sharding.is_fully_replicated:
-        return sharding
-    return None

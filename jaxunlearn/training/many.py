@@ -5,11 +5,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxunlearn import _progress, _validate, tree
+from jaxunlearn import _progress, _sharding, _validate, tree
 from jaxunlearn.models.losses import cross_entropy
 from jaxunlearn.training.config import TrainConfig
-from jaxunlearn.training.fit import _minimize, _row_sharding, steps_per_epoch
+from jaxunlearn.training.fit import _minimize, check_model, steps_per_epoch
 from jaxunlearn.types import Array, Dataset, Model, Params
 
 # Bytes that the parameters, gradients and momenta of one chunk may take by default.
@@ -38,17 +39,20 @@ def train_many(
       data: the rows that all of them draw from.
       config: hyper-parameters, the same for all; its progress bar counts chunks.
       chunk: models trained at once. Default: as many as keep parameters,
-        gradients and momenta within 256 MiB, 64 at most.
+        gradients and momenta within 256 MiB, 64 at most; their activations come on
+        top, so give a smaller number for large batches of large images.
       shared_order: all models see the rows in one common order (drawn from
         ``keys[0]``), each with its own weights, removed rows keeping their places:
         about twice as fast for tiny models, since a batch is gathered once. Steps
         are then those of the full set, and models differ by their initialisation
         and their rows only: right for subset studies, not for the spread of retraining.
+        Rows of weight 0 are read here, so their values must be finite.
 
     Returns:
       Parameters with a leading axis M.
 
-    Cost: M trainings. Memory: ``chunk`` times that of one training.
+    Cost: M trainings. Memory: ``chunk`` times that of one training, and the result,
+    M times the parameters, twice while its chunks are joined.
 
     Raises:
       ValueError: shapes that do not match; a model without rows.
@@ -64,21 +68,21 @@ def train_many(
       {2}
     """
     n, count = data.y.shape[0], keys.shape[0]
-    if weights.shape != (count, n):
+    if np.shape(weights) != (count, n):
         raise ValueError(
-            f"weights has shape {weights.shape}, but must be {(count, n)}: one row for each of "
+            f"weights has shape {np.shape(weights)}, but must be {(count, n)}: one row for each of "
             f"the {count} keys, one column for each of the {n} rows of data."
         )
     _validate.row_weights(weights, n)
-    params = jax.eval_shape(lambda k, x: model.init(k, x), keys[0], data.x[:1])
-    logits = jax.eval_shape(lambda p, x: model.apply(p, x), params, data.x[:1])
-    _validate.dataset(data, num_classes=logits.shape[-1])
+    keys, weights, data = _sharding.automatic((keys, weights, data))
+    check_model(keys[0], model, data)
     if chunk is None:
+        params = jax.eval_shape(model.init, keys[0], data.x[:1])
         chunk = max(1, min(64, CHUNK_BYTES // (12 * max(1, tree.size(params)))))
     _validate.whole(chunk=chunk)
     chunk = min(chunk, count)
 
-    weights = jnp.asarray(weights, jnp.float32)
+    weights = _validate.as_weights(weights)
     used_steps = steps_per_epoch(weights, config.batch_size)
     # Equal subset sizes: one common number of steps, so vmap keeps the branch that skips
     # the others a branch instead of computing both sides.
@@ -89,7 +93,7 @@ def train_many(
         model=model,
         config=dataclasses.replace(config, progress=False),
         shared_order=shared_order,
-        sharding=_row_sharding(data),
+        sharding=_sharding.of_rows(data),
     )
     order_key = jax.random.split(keys[0])[1]
 

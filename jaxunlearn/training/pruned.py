@@ -57,7 +57,10 @@ def fit_pruned(
       ``(params, mask, epochs)``: parameters that are zero where the mask is, the 0/1
       mask, and the passes over the data that it took.
 
-    Guarantee: none about forgetting. Cost: two trainings and the rewound epochs.
+    Guarantee: none about forgetting. Deviation: the code rewinds to epoch 8 of the same
+    training; here the early epochs run once more at the constant initial rate, which is
+    the same training as long as its schedule is flat there.
+    Cost: two trainings and the rewound epochs.
 
     Raises:
       ValueError: a rate outside (0, 1), a model without kernels, bad data.

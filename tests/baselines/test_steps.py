@@ -12,6 +12,7 @@ from jaxunlearn.baselines import (
     GradientAscentConfig,
     finetune,
     gradient_ascent,
+    influence,
     retrain,
 )
 from jaxunlearn.registry import PrunedConfig
@@ -154,5 +155,13 @@ def test_bad_requests(params, rows):
             run(FORGET.astype(jnp.int32))
         with pytest.raises(ValueError, match="forget leaves none of the 30 training rows"):
             run(jnp.ones(N, bool))
-    with pytest.raises(ValueError, match="weights is zero for all 30 rows"):
+    with pytest.raises(ValueError, match="forget names none of the 30 training rows"):
         gradient_ascent(KEY, LOSS, params, rows, jnp.zeros(N, bool))
+
+
+@pytest.mark.parametrize("method", [gradient_ascent, influence])
+def test_a_request_for_nobody(method):
+    some = Dataset(jnp.ones((4, 2)), jnp.zeros(4, jnp.int32))
+    loss_fn = lambda params, row: jnp.sum((params - row.x) ** 2)
+    with pytest.raises(ValueError, match="forget names none of the 4 training rows"):
+        method(jax.random.key(0), loss_fn, jnp.zeros(2), some, jnp.zeros(4, bool))

@@ -218,3 +218,24 @@ def test_bad_input(params, rows):
             clipped_sum(LOSS, params, rows, clip=clip)
     with pytest.raises(ValueError, match=r"weights has shape \(3,\), but must be \(10,\)"):
         clipped_sum(LOSS, params, rows, clip=1.0, weights=jnp.ones(3))
+
+
+def test_eager_calls_compile_once():
+    """One function object, one shape: the loss is traced no second time."""
+    traces = []
+
+    def loss_fn(params, row):
+        traces.append(1)
+        return jnp.sum((params - row.x) ** 2)
+
+    some = Dataset(jnp.ones((6, 3)), jnp.zeros(6, jnp.int32))
+    for run in (
+        lambda p, clip: per_sample_gradients(loss_fn, p, some, chunk=4),
+        lambda p, clip: per_sample_norms(loss_fn, p, some, chunk=4),
+        lambda p, clip: gradient_sum(loss_fn, p, some, chunk=4),
+        lambda p, clip: clipped_sum(loss_fn, p, some, clip=clip, chunk=4),
+    ):
+        run(jnp.zeros(3), 1.0)
+        before = len(traces)
+        run(jnp.ones(3), 2.0)
+        assert len(traces) == before > 0

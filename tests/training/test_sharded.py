@@ -53,6 +53,27 @@ compare(
         config=config,
     ),
 )
+explicit = NamedSharding(jax.make_mesh((8,), ("devices",)), P("devices"))
+compare(
+    "fit, explicit mesh",
+    lambda s: fit(
+        key,
+        model,
+        jax.device_put(rows, explicit) if s else rows,
+        weights=jax.device_put(keep, explicit) if s else keep,
+        config=config,
+    ),
+)
+over_models = lambda leaf: jax.device_put(leaf, explicit)
+compare(
+    "train_many, explicit mesh",
+    lambda s: train_many(
+        *((over_models(keys), over_models(keeps)) if s else (keys, keeps)),
+        model,
+        over_models(rows) if s else rows,
+        config=config,
+    ),
+)
 print(json.dumps(gaps))
 """
 
@@ -70,6 +91,15 @@ def gaps() -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", ["fit", "train_many over rows", "train_many over models"])
+NAMES = [
+    "fit",
+    "train_many over rows",
+    "train_many over models",
+    "fit, explicit mesh",
+    "train_many, explicit mesh",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_sharded_equals_unsharded(gaps, name):
     assert gaps[name] < 1e-5
