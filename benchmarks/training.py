@@ -77,8 +77,11 @@ def cnn_step(options: Options) -> Result:
     params = model.init(jax.random.key(0), rows.x[:1])
     loss_fn, key = cross_entropy(model.apply), jax.random.key(1)
 
-    def train(params, rows):
+    def train(params, rows, config=config):
         return minimize(key, loss_fn, params, rows, config=config)
+
+    # As torch gets the best of its settings, ours has two: the batch at once or in parts.
+    parts = functools.partial(train, config=dataclasses.replace(config, microbatch=32))
 
     def retrain(params, rows, keep):
         return minimize(key, loss_fn, params, rows, weights=keep, config=config)
@@ -89,6 +92,7 @@ def cnn_step(options: Options) -> Result:
     loop = step_loop(model, params, rows, config, np.arange(steps * batch))
     cases = {
         "one jit": harness.compiled(train, params, rows, per=steps),
+        "one jit, microbatch=32": harness.compiled(parts, params, rows, per=steps),
         "one jit, 20% removed": harness.compiled(retrain, params, more, keep, per=steps),
         "loop of jitted steps": Case(loop, steps),
     }
@@ -103,8 +107,9 @@ def cnn_step(options: Options) -> Result:
         description["torch"] = best
         description["difference after 3 steps"] = _difference(make, best, model, params, config)
     runs = harness.measure(cases, options)
+    ours = min(("one jit", "one jit, microbatch=32"), key=lambda name: runs[name].median)
     metrics = {
-        "cnn_step_vs_torch": harness.ratio(runs, "one jit", "torch"),
+        "cnn_step_vs_torch": harness.ratio(runs, ours, "torch"),
         "scan_vs_loop": harness.ratio(runs, "one jit", "loop of jitted steps"),
     }
     return Result(description, runs, metrics)

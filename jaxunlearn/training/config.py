@@ -28,6 +28,9 @@ class TrainConfig:
       weight_decay: added to the gradient times the parameter, before momentum
         (the L2 form, as in the papers' PyTorch code).
       clip: largest global norm of the batch gradient, or None.
+      microbatch: rows of a batch that are computed at once, their gradients added up; all
+        by default. The step is the same to rounding, in less memory; on a CPU 32 is
+        also faster for convolutional networks, whose activations then stay in its caches.
       progress: show progress bars on standard error; the numbers are the same.
 
     Raises:
@@ -46,6 +49,7 @@ class TrainConfig:
     momentum: float = 0.9
     weight_decay: float = 0.0
     clip: float | None = None
+    microbatch: int | None = None
     progress: bool = False
 
     def __post_init__(self):
@@ -56,6 +60,8 @@ class TrainConfig:
         _validate.not_negative(momentum=self.momentum, weight_decay=self.weight_decay)
         if self.momentum >= 1:
             raise ValueError(f"momentum={self.momentum!r} must be below 1.")
+        if self.microbatch is not None:
+            _validate.whole(microbatch=self.microbatch)
         if self.clip is not None:
             _validate.positive(clip=self.clip)
 

@@ -224,20 +224,20 @@ def _minimize(
     def masked(update):
         return update if mask is None else jax.tree.map(jnp.multiply, update, mask)
 
-    def batch_loss(params, rows, w):
+    def weighted_loss(params, rows, w):
+        examples = jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=0, mode="clip"), data)
+        if sharding is not None:
+            examples = jax.lax.with_sharding_constraint(examples, sharding)
         params = jax.tree.map(_columns_first, params)
-        losses = jax.vmap(loss_fn, in_axes=(None, 0))(params, rows)
-        return jnp.sum(w * losses) / jnp.maximum(jnp.sum(w), jnp.finfo(w.dtype).tiny)
+        return jnp.vdot(w, jax.vmap(loss_fn, in_axes=(None, 0))(params, examples))
 
     def step(carry, rows, present, progress):
         params, opt_state = carry
         w = jnp.take(weights, rows, mode="clip") * present
         if compact:  # rows that count zero are not even read: zero times infinity is NaN
             rows = jnp.where(w > 0, rows, kept)
-        examples = jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=0, mode="clip"), data)
-        if sharding is not None:
-            examples = jax.lax.with_sharding_constraint(examples, sharding)
-        grads = masked(jax.grad(batch_loss)(params, examples, w))
+        w = w / jnp.maximum(jnp.sum(w), jnp.finfo(w.dtype).tiny)
+        grads = masked(_in_parts(jax.grad(weighted_loss), params, rows, w, config.microbatch))
         updates, opt_state = transform.update(grads, opt_state, params)
         scale = -learning_rate(config, progress) if optimizer is None else 1.0
         return tree.add_scaled(params, scale, masked(updates)), opt_state
@@ -263,6 +263,25 @@ def _minimize(
     carry = (params, transform.init(params))
     (params, _), _ = jax.lax.scan(epoch, carry, jnp.arange(config.epochs))
     return params
+
+
+def _in_parts(gradient, params, rows, w, part: int | None):
+    """The sum of ``gradient(params, rows, w)`` over parts of a batch."""
+    batch = rows.shape[0]
+    if part is None or part >= batch:
+        return gradient(params, rows, w)
+    count = -(-batch // part)
+    padding = (0, count * part - batch)
+    rows, w = jnp.pad(rows, padding, mode="edge"), jnp.pad(w, padding)  # with weight zero
+
+    def add(total, inputs):
+        some = gradient(params, *inputs)
+        return jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, some), None
+
+    wide = lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32))
+    inputs = rows.reshape(count, part), w.reshape(count, part)
+    total, _ = jax.lax.scan(add, jax.tree.map(wide, params), inputs)
+    return jax.tree.map(lambda t, p: t.astype(p.dtype), total, params)
 
 
 def _columns_first(kernel: Array) -> Array:

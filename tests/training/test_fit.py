@@ -1,5 +1,7 @@
 """One training against a float64 loop in NumPy that takes the same batches."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -347,3 +349,15 @@ def test_bad_weights(rows):
     for weights, message in cases:
         with pytest.raises(ValueError, match=message):
             fit(KEY, LOGISTIC, rows, weights=weights)
+
+
+@pytest.mark.parametrize("part", [1, 5, 16, 100])  # of batches of 16: 5 does not divide them
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_batch_in_parts_is_the_same_step(rows, part, weighted):
+    weights = jnp.where(jnp.arange(N) % 4 == 0, 0.0, 1.0 + jnp.arange(N) % 3) if weighted else None
+    config = TrainConfig(epochs=3, batch_size=16)
+    whole = fit(KEY, MLP, rows, weights=weights, config=config)
+    config = dataclasses.replace(config, microbatch=part)
+    chex.assert_trees_all_close(
+        fit(KEY, MLP, rows, weights=weights, config=config), whole, rtol=1e-5, atol=1e-6
+    )
