@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -95,6 +96,9 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         _complain("Stopped. Run the same command to go on.")
+        if argv is None:  # an orderly exit crashes while XLA's threads still compile
+            sys.stdout.flush()
+            os._exit(130)
         raise SystemExit(130) from None
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import _validate, tree
+from jaxunlearn import _sharding, _validate, tree
 from jaxunlearn.training.config import TrainConfig
 from jaxunlearn.training.fit import fit
 from jaxunlearn.training.pruned import PruningConfig, fit_pruned
@@ -81,6 +81,7 @@ def posthoc(
         )
 
     def unlearn(key: Array, state: State, data: Dataset, forget: Array) -> State:
+        data = _sharding.automatic(data)
         one_row = jax.ShapeDtypeStruct((1, *data.x.shape[1:]), data.x.dtype)
         logits = jax.eval_shape(model.apply, state.params, one_row)
         _validate.dataset(data, num_classes=logits.shape[-1])

@@ -27,7 +27,7 @@ from jaxunlearn.types import Model, Unlearner
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """One row of the registry.
+    """One row of the registry: how to make a method, and what it promises.
 
     Attributes:
       name: as in tables and on the command line.
@@ -37,6 +37,10 @@ class Method:
       source: where the method comes from.
       needs: what ``fit`` keeps beside the parameters.
       ordinary_training: ``fit`` is the plain training, so that methods can share it.
+
+    Example:
+      >>> METHODS["finetune"].config.epochs > 0
+      True
     """
 
     name: str
@@ -52,7 +56,13 @@ class Method:
 class PrunedConfig:
     """A method on a pruned network: how to prune, and the method's own configuration.
 
-    ``then`` is that of the method after the pruning, its defaults if None.
+    Attributes:
+      pruning: how to prune.
+      then: the method's own configuration; its defaults if None.
+
+    Example:
+      >>> PrunedConfig(PruningConfig(rate=0.5), then=FineTuneConfig(epochs=2)).then.epochs
+      2
     """
 
     pruning: PruningConfig = PruningConfig()
@@ -107,6 +117,9 @@ METHODS |= {
 def get(name: str) -> Method:
     """The method of that name.
 
+    Args:
+      name: a name in ``METHODS``.
+
     Raises:
       ValueError: an unknown name, with the nearest known ones.
 
@@ -118,7 +131,6 @@ def get(name: str) -> Method:
     return METHODS[name]
 
 
-@functools.lru_cache
 def make(
     name: str, model: Model, *, train: TrainConfig = TrainConfig(), config: Any = None
 ) -> Unlearner:
@@ -134,7 +146,10 @@ def make(
       An :class:`Unlearner`; the same object for the same arguments.
 
     Raises:
-      ValueError: an unknown name; a configuration of another method.
+      ValueError: an unknown name; a configuration of another method; a model that
+        cannot be hashed.
+
+    Cost: nothing; the work begins with ``fit``.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -145,8 +160,21 @@ def make(
       >>> unlearner.predict(state, data.x).shape
       (2, 2)
     """
-    method = get(name)
-    return method.make(model, train, _checked(method, config))
+    config = _checked(get(name), config)
+    try:
+        hash(model)
+    except TypeError as error:
+        raise ValueError(
+            f"model has an init or apply that cannot be hashed ({error}), an equinox module for "
+            "instance: wrap it in a function, and keep the model to reuse what was compiled for it."
+        ) from None
+    return _make(name, model, train, config)
+
+
+# The same object for the same arguments, so that what was compiled for it is found again.
+@functools.lru_cache
+def _make(name: str, model: Model, train: TrainConfig, config: Any) -> Unlearner:
+    return METHODS[name].make(model, train, config)
 
 
 def _checked(method: Method, config: Any) -> Any:

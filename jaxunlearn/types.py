@@ -64,14 +64,20 @@ class Model(NamedTuple):
 
 
 class Status(enum.IntEnum):
-    """What a method found out about its own result, as an ``int32`` in the state."""
+    """What a method found out about its own result, as an ``int32`` in the state.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> Status(int(jnp.int32(1))).name
+      'NOT_FINITE'
+    """
 
     OK = 0
     # The result holds NaN or infinity.
     NOT_FINITE = 1
     # An iterative solve stopped before its tolerance.
     NOT_CONVERGED = 2
-    # The request is larger than what the method certified.
+    # The request is larger than what the method certified. No method returns it yet.
     BEYOND_CERTIFICATE = 3
 
 
@@ -83,11 +89,17 @@ class State(NamedTuple):
       removed: ``bool[n]``, every row that was asked to be forgotten so far.
       memory: what this method recorded in ``fit`` to answer requests (a mask, a
         gradient sum, checkpoints); ``()`` for methods that need only ``params``.
-      grads: ``float32`` scalar, the sample gradients spent by the last call (one
-        backward pass over one row is 1, one forward pass 1/3): a measure of
-        cost that no machine changes.
+      grads: ``float32`` scalar, the sample gradients spent by ``fit``, or since then
+        by the last request that removed a row (one backward pass over one row is 1,
+        one forward pass 1/3): a measure of cost that no machine changes.
       status: ``int32`` scalar, a :class:`Status`.
       certificate: what is guaranteed about the result, as data; ``()`` if nothing.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> state = State(jnp.ones(2), jnp.zeros(3, bool), (), jnp.float32(0), jnp.int32(0), ())
+      >>> jax.tree.map(jnp.shape, state).removed
+      (3,)
     """
 
     params: Params
@@ -110,6 +122,21 @@ class Unlearner(NamedTuple):
       predict: ``predict(state, x[B, ...]) -> logits[B, C]``.
 
     All three can be jitted, vmapped over keys and states, and differentiated.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> def fit(key, data):  # a model that is the mean of its rows
+      ...     nobody = jnp.zeros(data.y.shape, bool)
+      ...     return State(data.x.mean(0), nobody, (), jnp.float32(0), jnp.int32(0), ())
+      >>> def unlearn(key, state, data, forget):
+      ...     removed = state.removed | forget
+      ...     mean = data.x.mean(0, where=~removed[:, None])
+      ...     return state._replace(params=mean, removed=removed)
+      >>> mean = Unlearner(fit, unlearn, predict=lambda state, x: x - state.params[None])
+      >>> data = Dataset(jnp.array([[1.0], [3.0], [8.0]]), jnp.zeros(3, int))
+      >>> key, forget = jax.random.key(0), jnp.array([False, False, True])
+      >>> mean.unlearn(key, mean.fit(key, data), data, forget).params.tolist()
+      [2.0]
     """
 
     fit: Callable[[Array, Dataset], State]

@@ -37,7 +37,7 @@ def test_compare_writes_records_and_report(finished):
     assert [r["run_id"] for r in records] == [
         f"{name}/seed-{seed}"
         for seed in range(2)
-        for name in ("references", "noop", "retrain", "finetune")
+        for name in ("references", "retrain", "noop", "finetune")
     ]
     assert records[3]["hparams"]["epochs"] == 2
     assert "finetune" in (finished / "report.html").read_text()

@@ -55,5 +55,23 @@ def test_same_arguments_same_object():
     assert make() is not registry.make("finetune", MODEL, train=train)
 
 
+def test_defaults_are_the_same_arguments_too():
+    given = registry.make("noop", MODEL, train=TrainConfig(), config=registry.get("noop").config)
+    assert registry.make("noop", MODEL) is given
+
+
+def test_a_model_that_cannot_be_hashed_is_refused():
+    class Weights:
+        __hash__ = None
+
+        def __call__(self, params, x):
+            return x
+
+    with pytest.raises(
+        ValueError, match="model has an init or apply that cannot be hashed .* wrap"
+    ):
+        registry.make("noop", MODEL._replace(apply=Weights()))
+
+
 def test_pruned_method_with_its_own_defaults():
     registry.make("finetune+pruning", MODEL, config=PrunedConfig(PruningConfig(rate=0.5)))

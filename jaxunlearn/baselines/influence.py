@@ -15,7 +15,7 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 
-from jaxunlearn import _validate, tree
+from jaxunlearn import _sharding, _validate, tree
 from jaxunlearn.models.losses import cross_entropy
 from jaxunlearn.posthoc import Update, posthoc
 from jaxunlearn.primitives.gradients import gradient_sum, per_sample_gradients
@@ -117,7 +117,7 @@ def influence(
       >>> bool(params[0] < at_optimum[0])  # away from 5, towards 1
       True
     """
-    retain = _checked(data, forget, retain)
+    data, retain = _checked(data, forget, retain)
     return _influence(key, loss_fn, params, data, forget, retain, config, mask).params
 
 
@@ -213,7 +213,7 @@ def influence_woodfisher(
       >>> bool(params[0] < 7.0 / 3)
       True
     """
-    retain = _checked(data, forget, retain)
+    data, retain = _checked(data, forget, retain)
     given = params, data, forget, retain, config.scale, mask
     return _woodfisher(*given, loss_fn=loss_fn, terms=config.terms)
 
@@ -281,13 +281,14 @@ def woodfisher_unlearner(
     return posthoc(model, train, update, prune=prune)
 
 
-def _checked(data: Dataset, forget: Array, retain: Array | None) -> Array:
+def _checked(data: Dataset, forget: Array, retain: Array | None) -> tuple[Dataset, Array]:
+    data = _sharding.automatic(data)
     _validate.rows(data)
     _validate.forget_mask(forget, data.y.shape[0], some=True)
     if retain is None:
-        return ~jnp.asarray(forget)
+        return data, ~jnp.asarray(forget)
     _validate.keep_mask(retain, data.y.shape[0])
-    return retain
+    return data, retain
 
 
 def _direction(loss_fn, params, data, forget, retain, mask) -> PyTree:

@@ -198,6 +198,13 @@ def load_split(path: str | os.PathLike[str]) -> Array:
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: the file is damaged, or is none of ours.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     name = save_split(f"{folder}/split.npz", forget_indices([1], 3))
+      ...     load_split(f"{folder}/split.npz").tolist()
+      [False, True, False]
     """
     content = io.BytesIO(Path(path).read_bytes())
     try:

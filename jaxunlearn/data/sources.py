@@ -21,6 +21,10 @@ class Splits(NamedTuple):
       test: rows that no model may see.
       num_classes: labels lie in ``[0, num_classes)``.
       name: as it was given to :func:`load`.
+
+    Example:
+      >>> load("breast_cancer").test.x.shape
+      (143, 30)
     """
 
     train: Dataset
@@ -48,9 +52,9 @@ def load(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> Splits
       data_dir: the folder with prepared TFDS sets; without it the one of TFDS, that is
         the environment variable ``TFDS_DATA_DIR`` or ``~/tensorflow_datasets``.
 
-    Cost: the first load of a TFDS set decodes its images, some thousand a second, and
-    keeps them as 8-bit ``.npy`` files: beside the data if that folder can be written to,
-    else in ``$XDG_CACHE_HOME/jaxunlearn`` (``~/.cache/jaxunlearn``). Later loads map
+    Cost: the first load of a TFDS set decodes its images one by one, and keeps them as
+    8-bit ``.npy`` files: beside the data if that folder can be written to, else in
+    ``$XDG_CACHE_HOME/jaxunlearn`` (``~/.cache/jaxunlearn``). Later loads map
     those files into memory. ``x`` is made from them in one pass on the device, so the
     peak is the float32 array (188 MB for 60,000 images of 28 x 28) plus half as much.
 

@@ -47,6 +47,10 @@ MODELS: dict[str, Callable[[int], Model]] = {
 def get(name: str, num_classes: int) -> Model:
     """The model called ``name``, one of ``MODELS``, with its default options.
 
+    Args:
+      name: a key of ``MODELS``.
+      num_classes: C, at least 2.
+
     Raises:
       ValueError: an unknown name (the nearest ones are given), ``num_classes`` < 2.
 

@@ -23,6 +23,8 @@ def logistic(num_classes: int) -> Model:
       A :class:`~jaxunlearn.Model` with ``params = {"Dense_0": {"kernel", "bias"}}``
       and ``d C + C`` parameters for ``d`` input features.
 
+    Cost: ``d C`` multiplications for the logits of a row.
+
     Raises:
       ValueError: ``num_classes`` below 2; inputs that are no floats or no batch.
 
@@ -47,6 +49,8 @@ def mlp(num_classes: int, *, hidden: Sequence[int] = (64,)) -> Model:
     Returns:
       A :class:`~jaxunlearn.Model` with ``params = {"Dense_0": ..., "Dense_1": ...}``,
       LeCun-normal kernels and zero biases.
+
+    Cost: one multiplication a weight for the logits of a row.
 
     Raises:
       ValueError: ``num_classes`` below 2, a width below 1; inputs that are no floats

@@ -8,7 +8,6 @@ import optax
 from jaxunlearn.types import ApplyFn, Array, Dataset, LossFn, Params
 
 
-@functools.lru_cache
 def cross_entropy(apply_fn: ApplyFn) -> LossFn:
     """Softmax cross-entropy of one example, ``-log softmax(f(x))_y``.
 
@@ -21,13 +20,27 @@ def cross_entropy(apply_fn: ApplyFn) -> LossFn:
       widened to it. The same ``apply_fn`` gives the same ``loss_fn``, so that
       functions jitted with it as a static argument compile once.
 
+    Raises:
+      ValueError: ``apply_fn`` cannot be hashed, as an equinox module cannot.
+
     Example:
       >>> loss_fn = cross_entropy(lambda params, x: x @ params)
       >>> example = Dataset(jnp.ones(3), jnp.array(1))
       >>> f"{loss_fn(jnp.zeros((3, 2)), example):.4f}"  # log 2
       '0.6931'
     """
+    try:
+        hash(apply_fn)
+    except TypeError as error:
+        raise ValueError(
+            f"apply_fn is a {type(apply_fn).__name__} that cannot be hashed ({error}): "
+            "wrap it in a function, and keep that one to reuse what was compiled for it."
+        ) from None
+    return _cross_entropy(apply_fn)
 
+
+@functools.lru_cache
+def _cross_entropy(apply_fn: ApplyFn) -> LossFn:
     def loss_fn(params: Params, example: Dataset) -> Array:
         logits = apply_fn(params, example.x[None])[0]
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

@@ -1,7 +1,8 @@
 """Pooling over windows of 2 x 2 pixels, with gradients that are fast on CPU.
 
-The gradient of ``flax.linen.max_pool`` is XLA's select-and-scatter, which is slow
-on CPU; four strided slices and elementwise operations are about 15 times faster.
+The gradient of ``flax.linen.max_pool`` is XLA's select-and-scatter, which is slow on
+CPU; four strided slices and elementwise operations are many times faster (seen with
+jax 0.10 on two CPU cores).
 """
 
 import jax.numpy as jnp
@@ -24,6 +25,11 @@ def max_pool(x: Array) -> Array:
     (flax gives all of it to the first.) The sum over a window is always that of
     its output, and a reflected image has the reflected gradient.
 
+    Cost: three comparisons for each output.
+
+    Raises:
+      ValueError: ``x`` is no batch of images of at least 2 x 2.
+
     Example:
       >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1)).ravel().tolist()
       [5.0, 7.0, 13.0, 15.0]
@@ -41,6 +47,11 @@ def avg_pool(x: Array) -> Array:
     Returns:
       ``float[B, height // 2, width // 2, channels]``, odd sizes cropped as in
       :func:`max_pool`.
+
+    Cost: three additions for each output.
+
+    Raises:
+      ValueError: ``x`` is no batch of images of at least 2 x 2.
 
     Example:
       >>> avg_pool(jnp.arange(16.0).reshape(1, 4, 4, 1)).ravel().tolist()

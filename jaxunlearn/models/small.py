@@ -22,6 +22,8 @@ def cnn(num_classes: int) -> Model:
       A :class:`~jaxunlearn.Model` for images ``float[B, height, width, channels]``
       of at least 8 x 8; the image size is fixed by ``init``.
 
+    Cost: 615 thousand multiplications for the logits of an image of 28 x 28.
+
     Raises:
       ValueError: ``num_classes`` below 2; inputs that are no floats, no images, or
         too small.
@@ -54,6 +56,8 @@ def lenet(num_classes: int) -> Model:
     Returns:
       A :class:`~jaxunlearn.Model` for images ``float[B, height, width, channels]``
       of at least 12 x 12; the image size is fixed by ``init``.
+
+    Cost: 417 thousand multiplications for the logits of an image of 28 x 28.
 
     Raises:
       ValueError: ``num_classes`` below 2; inputs that are no floats, no images, or

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from jaxunlearn import _validate
+from jaxunlearn import _sharding, _validate
 from jaxunlearn._platform import platform
 from jaxunlearn.types import Array, Dataset, LossFn, Params, PyTree
 
@@ -45,6 +45,7 @@ def per_sample_gradients(
       >>> per_sample_gradients(loss_fn, jnp.zeros(1), data).tolist()
       [[-1.0], [-2.0]]
     """
+    data = _sharding.automatic(data)
     return _gradients(params, data, loss_fn=loss_fn, chunk=_checked_chunk(data, chunk))
 
 
@@ -63,6 +64,7 @@ def per_sample_norms(
       >>> per_sample_norms(loss_fn, jnp.zeros(2), data).tolist()
       [5.0]
     """
+    data = _sharding.automatic(data)
     chunk = _checked_chunk(data, chunk, _cached_rows())
     return _norms(params, data, loss_fn=loss_fn, chunk=chunk)
 
@@ -93,6 +95,7 @@ def gradient_sum(
       [4.0]
     """
 
+    data = _sharding.automatic(data)
     weights, chunk = _checked_weights(data, weights), _checked_chunk(data, chunk)
     return _sum(params, data, weights, loss_fn=loss_fn, chunk=chunk)
 
@@ -129,6 +132,7 @@ def clipped_sum(
     if _validate.known(clip):
         _validate.positive(clip=clip)
 
+    data = _sharding.automatic(data)
     weights = _checked_weights(data, weights)
     chunk = _checked_chunk(data, chunk, _cached_rows())
     return _clipped(params, data, weights, clip, loss_fn=loss_fn, chunk=chunk)

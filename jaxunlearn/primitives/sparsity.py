@@ -59,8 +59,9 @@ def magnitude_mask(params: Params, rate: float) -> PyTree:
 def density(mask: PyTree) -> Array:
     """Fraction of ones in a mask.
 
-    >>> float(density({"w": jnp.array([1.0, 0.0])}))
-    0.5
+    Example:
+      >>> float(density({"w": jnp.array([1.0, 0.0])}))
+      0.5
     """
     leaves = jax.tree.leaves(mask)
     return jnp.sum(jnp.stack([leaf.sum() for leaf in leaves])) / sum(leaf.size for leaf in leaves)

@@ -1,5 +1,7 @@
 """Cross-entropy against its closed form, and as a key of jit's cache."""
 
+import importlib.util
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,3 +62,38 @@ def test_same_model_compiles_once(key):
     for _ in range(3):
         jitted(models.cross_entropy(models.mlp(3).apply), params, Dataset(x, jnp.arange(4) % 3))
     assert traces == 1
+
+
+class Bias:
+    """As an equinox module: callable, and hashed by the arrays that it holds."""
+
+    def __init__(self):
+        self.b = jnp.ones(3)
+
+    def __call__(self, params, x):
+        return x + (params + self.b)[None]
+
+    def __eq__(self, other):
+        return bool((self.b == other.b).all())
+
+    def __hash__(self):
+        return hash(self.b)
+
+
+def test_an_apply_that_cannot_be_hashed_has_to_be_wrapped():
+    apply = Bias()
+    with pytest.raises(ValueError, match="apply_fn is a Bias that cannot be hashed .*: wrap it in"):
+        models.cross_entropy(apply)
+    wrapped = models.cross_entropy(lambda params, x: apply(params, x))
+    np.testing.assert_allclose(
+        wrapped(jnp.zeros(3), Dataset(jnp.zeros(3), jnp.array(1))), np.log(3)
+    )
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("equinox"), reason="needs equinox")
+def test_an_equinox_module_is_such_an_apply(key):
+    import equinox
+
+    apply = equinox.nn.MLP(2, 2, 4, 1, key=key)
+    with pytest.raises(ValueError, match="apply_fn is a MLP that cannot be hashed"):
+        models.cross_entropy(apply)

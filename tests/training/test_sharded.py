@@ -74,6 +74,18 @@ compare(
         config=config,
     ),
 )
+from jaxunlearn import registry
+for name in ("influence", "finetune"):
+    unlearner = registry.make(name, model, train=config)
+    compare(
+        f"{name}, explicit mesh",
+        lambda s, u=unlearner: u.unlearn(
+            key,
+            u.fit(key, over_models(rows) if s else rows),
+            over_models(rows) if s else rows,
+            ~keep,
+        ).params,
+    )
 print(json.dumps(gaps))
 """
 
@@ -97,6 +109,8 @@ NAMES = [
     "train_many over models",
     "fit, explicit mesh",
     "train_many, explicit mesh",
+    "influence, explicit mesh",
+    "finetune, explicit mesh",
 ]
 
 

@@ -1,0 +1,72 @@
+"""Every public function says what it does in one line and shows it in an example.
+
+Classes may list their attributes instead.
+"""
+
+import ast
+import importlib
+import inspect
+import textwrap
+
+import pytest
+
+# Packages by their `__all__`; modules, which have none, by the names that they define.
+PUBLIC = (
+    "jaxunlearn",
+    "jaxunlearn.audit",
+    "jaxunlearn.baselines",
+    "jaxunlearn.checkpoint",
+    "jaxunlearn.data",
+    "jaxunlearn.experiments",
+    "jaxunlearn.models",
+    "jaxunlearn.posthoc",
+    "jaxunlearn.primitives.gradients",
+    "jaxunlearn.primitives.sparsity",
+    "jaxunlearn.registry",
+    "jaxunlearn.training",
+    "jaxunlearn.tree",
+)
+# Two configurations without fields, and what an example elsewhere shows.
+EXEMPT = {
+    "jaxunlearn.baselines.noop.NoopConfig",
+    "jaxunlearn.baselines.retrain.RetrainConfig",
+    "jaxunlearn.posthoc.Request",
+    "jaxunlearn.posthoc.Update",
+}
+
+
+def public() -> dict[str, object]:
+    """Functions and classes by their names."""
+    found = {}
+    for path in PUBLIC:
+        module = importlib.import_module(path)
+        for name, value in vars(module).items():
+            ours = inspect.isclass(value) or callable(value) and hasattr(value, "__module__")
+            listed = name in getattr(module, "__all__", [])
+            defined = not hasattr(module, "__all__") and value.__module__ == path if ours else False
+            if ours and (listed or defined) and name[0] != "_":
+                found[f"{value.__module__}.{name}"] = value
+    return found
+
+
+def written(value) -> str:
+    """The docstring in the source: dataclasses and named tuples make one up otherwise."""
+    node = ast.parse(textwrap.dedent(inspect.getsource(value))).body[0]
+    assert isinstance(node, ast.FunctionDef | ast.ClassDef)
+    return ast.get_docstring(node) or ""
+
+
+@pytest.mark.parametrize("name", public())
+def test_docstring(name):
+    text = written(public()[name])
+    first, *rest = text.split("\n\n")
+    assert first.endswith(".") and "\n" not in first, "the first line is one sentence"
+    there = "\nExample:\n  >>> " in text
+    if inspect.isclass(public()[name]):  # the examples of functions show settings and results
+        there |= "\nAttributes:\n  " in text
+    assert there or name in EXEMPT, "there is no example, or it has no heading 'Example:'"
+    assert not (there and name in EXEMPT), "strike it off EXEMPT"
+
+
+def test_exempt_names_exist():
+    assert set(public()) >= EXEMPT
