@@ -62,6 +62,12 @@ def test_every_key_of_the_training_benchmark_is_explained():
     assert list(table("docs/benchmarks.md")) == list(training.TARGETS)
 
 
+def test_every_entry_of_the_json_file_is_explained():
+    harness = pytest.importorskip("benchmarks.harness")
+    listed = [row[0] for row in rows("docs/benchmarks.md") if len(row) == 2][2:]
+    assert set(listed) == set(harness.main(None, [], {}, argv=[]))
+
+
 def test_every_state_field_and_status_is_explained():
     from jaxunlearn import State, Status
 
