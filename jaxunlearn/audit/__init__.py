@@ -7,19 +7,18 @@ Sees logits, scores and parameters only; it imports no method, training or model
 """
 
 from jaxunlearn.audit.accuracy import GroupAccuracies, accuracy, error, group_accuracies
+from jaxunlearn.audit.band import Band, null_band
 from jaxunlearn.audit.distance import parameter_distance, relative_parameter_distance
 from jaxunlearn.audit.divergence import jensen_shannon, jsd_null, jsd_to_references, kl
 from jaxunlearn.audit.evaluate import Evaluation, evaluate
 from jaxunlearn.audit.frm import frm, frm_null
 from jaxunlearn.audit.intervals import (
-    Band,
     Interval,
     PairedDifference,
     bootstrap_interval,
     clopper_pearson,
     holm,
     mean_interval,
-    null_band,
     paired_difference,
     wilson,
 )

@@ -10,7 +10,12 @@ from jaxunlearn.types import Array
 
 
 class GroupAccuracies(NamedTuple):
-    """Accuracy of the rows to keep and of the rows to forget, float scalars in [0, 1]."""
+    """Accuracy of the rows to keep and of the rows to forget, float scalars in [0, 1].
+
+    Attributes:
+      acc_retain: of the rows to keep.
+      acc_forget: of the rows to forget.
+    """
 
     acc_retain: Array
     acc_forget: Array
@@ -41,12 +46,13 @@ def accuracy(logits: Array, y: Array, *, weights: Array | None = None) -> Array:
     Raises:
       ValueError: shapes that do not match, labels outside the classes, negative weights.
 
-    >>> logits = jnp.array([[2.0, 1.0], [0.0, 3.0], [5.0, 0.0]])
-    >>> y = jnp.array([0, 1, 1])
-    >>> round(float(accuracy(logits, y)), 3)
-    0.667
-    >>> float(accuracy(logits, y, weights=jnp.array([True, True, False])))
-    1.0
+    Example:
+      >>> logits = jnp.array([[2.0, 1.0], [0.0, 3.0], [5.0, 0.0]])
+      >>> y = jnp.array([0, 1, 1])
+      >>> round(float(accuracy(logits, y)), 3)
+      0.667
+      >>> float(accuracy(logits, y, weights=jnp.array([True, True, False])))
+      1.0
     """
     logits = _inputs.logits(logits)
     hits = _inputs.widen(correct(logits, _inputs.labels(y, logits.shape)))
@@ -58,8 +64,9 @@ def error(logits: Array, y: Array, *, weights: Array | None = None) -> Array:
 
     Arguments, result and errors are those of :func:`accuracy`.
 
-    >>> float(error(jnp.array([[2.0, 1.0], [0.0, 3.0]]), jnp.array([0, 0])))
-    0.5
+    Example:
+      >>> float(error(jnp.array([[2.0, 1.0], [0.0, 3.0]]), jnp.array([0, 0])))
+      0.5
     """
     return 1 - accuracy(logits, y, weights=weights)
 
@@ -81,10 +88,11 @@ def group_accuracies(logits: Array, y: Array, forget: Array) -> GroupAccuracies:
     Raises:
       ValueError: as :func:`accuracy`; ``forget`` not ``bool[n]``, or all True.
 
-    >>> logits = jnp.array([[2.0, 1.0], [0.0, 3.0], [5.0, 0.0]])
-    >>> groups = group_accuracies(logits, jnp.array([0, 1, 1]), jnp.array([False, False, True]))
-    >>> float(groups.acc_retain), float(groups.acc_forget)
-    (1.0, 0.0)
+    Example:
+      >>> logits = jnp.array([[2.0, 1.0], [0.0, 3.0], [5.0, 0.0]])
+      >>> groups = group_accuracies(logits, jnp.array([0, 1, 1]), jnp.array([False, False, True]))
+      >>> float(groups.acc_retain), float(groups.acc_forget)
+      (1.0, 0.0)
     """
     _validate.forget_mask(forget, jnp.shape(logits)[0])
     forget = jnp.asarray(forget)

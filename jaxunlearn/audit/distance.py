@@ -31,9 +31,10 @@ def parameter_distance(params_a: Params, params_b: Params) -> Array:
     Raises:
       ValueError: no leaves, or structures or shapes that differ.
 
-    >>> a, b = {"w": jnp.zeros(2), "b": jnp.ones(1)}, {"w": jnp.full(2, 2.0), "b": jnp.zeros(1)}
-    >>> float(parameter_distance(a, b))
-    3.0
+    Example:
+      >>> a, b = {"w": jnp.zeros(2), "b": jnp.ones(1)}, {"w": jnp.full(2, 2.0), "b": jnp.zeros(1)}
+      >>> float(parameter_distance(a, b))
+      3.0
     """
     _same_shapes(params_a, params_b)
     return _norm(jax.tree.map(lambda a, b: _inputs.widen(a) - _inputs.widen(b), params_a, params_b))
@@ -45,8 +46,9 @@ def relative_parameter_distance(params: Params, reference: Params) -> Array:
     nan for ``0 / 0``, infinite if only the reference is all zeros. The caveats and errors
     are those of :func:`parameter_distance`.
 
-    >>> float(relative_parameter_distance(jnp.array([3.0, 6.5]), jnp.array([3.0, 4.0])))
-    0.5
+    Example:
+      >>> float(relative_parameter_distance(jnp.array([3.0, 6.5]), jnp.array([3.0, 4.0])))
+      0.5
     """
     return parameter_distance(params, reference) / _norm(jax.tree.map(_inputs.widen, reference))
 

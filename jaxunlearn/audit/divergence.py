@@ -27,9 +27,10 @@ def kl(p_logits: Array, q_logits: Array) -> Array:
     Raises:
       ValueError: shapes that differ or are not [n, C], logits that are no floats.
 
-    >>> p, q = jnp.log(jnp.array([[0.5, 0.5]])), jnp.log(jnp.array([[0.25, 0.75]]))
-    >>> round(float(kl(p, q)[0]), 4)
-    0.1438
+    Example:
+      >>> p, q = jnp.log(jnp.array([[0.5, 0.5]])), jnp.log(jnp.array([[0.25, 0.75]]))
+      >>> round(float(kl(p, q)[0]), 4)
+      0.1438
     """
     log_p, log_q = _log_softmax_pair(p_logits, q_logits)
     return _kl(log_p, log_q)
@@ -51,9 +52,10 @@ def jensen_shannon(p_logits: Array, q_logits: Array) -> Array:
     Raises:
       ValueError: shapes that differ or are not [n, C], logits that are no floats.
 
-    >>> sure = jnp.array([[100.0, 0.0], [100.0, 0.0]])
-    >>> [round(float(d), 4) for d in jensen_shannon(sure, sure[:, ::-1])]
-    [0.6931, 0.6931]
+    Example:
+      >>> sure = jnp.array([[100.0, 0.0], [100.0, 0.0]])
+      >>> [round(float(d), 4) for d in jensen_shannon(sure, sure[:, ::-1])]
+      [0.6931, 0.6931]
     """
     return _jsd(*_log_softmax_pair(p_logits, q_logits))
 
@@ -77,9 +79,10 @@ def jsd_to_references(
     Raises:
       ValueError: shapes that do not match, no reference, bad weights.
 
-    >>> references = jnp.zeros((2, 3, 4))
-    >>> float(jsd_to_references(jnp.zeros((3, 4)), references))
-    0.0
+    Example:
+      >>> references = jnp.zeros((2, 3, 4))
+      >>> float(jsd_to_references(jnp.zeros((3, 4)), references))
+      0.0
     """
     logits, references = _inputs.logits(logits), _references(reference_logits, minimum=1)
     if references.shape[1:] != logits.shape:
@@ -94,21 +97,29 @@ def jsd_to_references(
 def jsd_null(reference_logits: Array, *, weights: Array | None = None) -> Array:
     """The same divergence of each retrained model to all the others: the null values.
 
+    Each pair of models counts in the values of both, so the values vary less than that of one
+    more model would. If the divergence of a pair is about ``a_i + a_j`` (how far each is from
+    where models are on average), value k is ``a_k (K - 2) / (K - 1)`` plus the same for all:
+    their spread times (K - 1) / (K - 2) is that of a new model. Without the factor a 95% band
+    held a new model in .88, .90 and .93 of cases for K = 3, 5 and 10, with it in .96, .95 and .95
+    (a small MLP, 128 retrained models).
+
     Args:
       reference_logits: ``float[K, n, C]``, K >= 2.
       weights: ``bool[n]`` or ``float[n]``, as for :func:`jsd_to_references`.
 
     Returns:
       ``float[K]`` in nats: entry k is the mean divergence of model k to the K - 1 others.
-      :func:`~jaxunlearn.audit.null_band` makes a band of them.
+      :func:`~jaxunlearn.audit.null_band` with ``shared_pairs=True`` makes a band of them.
 
     Cost: O(K^2 n C) time, O(K n C) memory.
 
     Raises:
       ValueError: fewer than 2 references, bad shapes or weights.
 
-    >>> jsd_null(jnp.zeros((3, 5, 4))).shape
-    (3,)
+    Example:
+      >>> jsd_null(jnp.zeros((3, 5, 4))).shape
+      (3,)
     """
     references = _references(reference_logits, minimum=2)
     return _jsd_null(references, _inputs.weights(weights, references[0, :, 0]))

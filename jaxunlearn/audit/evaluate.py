@@ -25,7 +25,8 @@ class Evaluation(NamedTuple):
       loss_test: mean cross-entropy on the test rows, nats.
       loss_retain: the same on the retained rows.
       loss_forget: the same on the forgotten rows.
-      mia_efficacy: share of forgotten rows that :func:`threshold_attack` calls non-members.
+      mia_efficacy: share of forgotten rows that :func:`threshold_attack` calls non-members;
+        noise where mia_shadow_accuracy is below about .55.
       mia_shadow_accuracy: balanced accuracy of that attack on retained against test rows.
       auc_forget_vs_test: AUC of forgotten (positive) against test rows.
       tpr_at_1fpr: true-positive rate of the same at 1% false positives.
@@ -75,13 +76,14 @@ def evaluate(
       ValueError: shapes or dtypes that do not match, labels outside the classes, all rows
         forgotten.
 
-    >>> key = jax.random.key(0)
-    >>> train_y, test_y = jnp.arange(60) % 3, jnp.arange(30) % 3
-    >>> memorised = 9.0 * jax.nn.one_hot(train_y, 3)
-    >>> noise = jax.random.normal(key, (30, 3))
-    >>> result = evaluate(memorised, noise, train_y, test_y, jnp.arange(60) < 12)
-    >>> float(result.acc_forget), float(result.mia_efficacy), float(result.auc_forget_vs_test)
-    (1.0, 0.0, 1.0)
+    Example:
+      >>> key = jax.random.key(0)
+      >>> train_y, test_y = jnp.arange(60) % 3, jnp.arange(30) % 3
+      >>> memorised = 9.0 * jax.nn.one_hot(train_y, 3)
+      >>> noise = jax.random.normal(key, (30, 3))
+      >>> result = evaluate(memorised, noise, train_y, test_y, jnp.arange(60) < 12)
+      >>> float(result.acc_forget), float(result.mia_efficacy), float(result.auc_forget_vs_test)
+      (1.0, 0.0, 1.0)
     """
     logits_train = _inputs.logits(logits_train, name="logits_train")
     logits_test = _inputs.logits(logits_test, name="logits_test")

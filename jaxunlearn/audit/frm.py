@@ -37,10 +37,12 @@ def frm(metrics: Array, reference: Array) -> Array:
     Raises:
       ValueError: shapes that differ, a last axis that is not 3, negative metrics.
 
-    The ConMU row of ResNet-18, CIFAR-10, random forgetting (FA, RA, MIA; printed as .855):
+    The example is the ConMU row of ResNet-18, CIFAR-10, random forgetting (FA, RA, MIA; printed
+    as .855).
 
-    >>> round(float(frm(jnp.array([81.22, 81.75, 18.93]), jnp.array([80.46, 91.47, 19.62]))), 3)
-    0.86
+    Example:
+      >>> round(float(frm(jnp.array([81.22, 81.75, 18.93]), jnp.array([80.46, 91.47, 19.62]))), 3)
+      0.86
     """
     unlearned, retrained = _metrics(metrics, "metrics"), _metrics(reference, "reference")
     if unlearned.shape != retrained.shape:
@@ -59,16 +61,18 @@ def frm_null(references: Array) -> Array:
       references: ``float[K, 3]``, the metrics of K >= 2 retrained models (>= 5 to be useful).
 
     Returns:
-      ``float[K]``. :func:`~jaxunlearn.audit.null_band` makes a band of them. Slightly
+      ``float[K]``. :func:`~jaxunlearn.audit.null_band` makes a band of them, without the
+      factor of :func:`~jaxunlearn.audit.jsd_null`: the values share a mean, not pairs. Slightly
       low, so slightly generous to a method that is compared with the mean of all K,
       since each mean has one model less.
 
     Raises:
       ValueError: not ``[K, 3]``, K < 2, negative metrics.
 
-    >>> references = jnp.array([[0.84, 0.92, 0.20], [0.86, 0.92, 0.22], [0.85, 0.92, 0.21]])
-    >>> [round(float(v), 2) for v in frm_null(references)]
-    [0.92, 0.91, 1.0]
+    Example:
+      >>> references = jnp.array([[0.84, 0.92, 0.20], [0.86, 0.92, 0.22], [0.85, 0.92, 0.21]])
+      >>> [round(float(v), 2) for v in frm_null(references)]
+      [0.92, 0.91, 1.0]
     """
     values = _metrics(references, "references")
     if values.ndim != 2 or values.shape[0] < 2:

@@ -1,4 +1,4 @@
-"""How sure a number is: intervals of shares and means, paired tests, the null band.
+"""How sure a number is: intervals of shares and means, paired tests.
 
 Host code in NumPy and SciPy, float64. Which one:
 
@@ -8,7 +8,7 @@ Host code in NumPy and SciPy, float64. Which one:
 - a metric over seeds: :func:`mean_interval`.
 - two methods on the same seeds: :func:`paired_difference`, and :func:`holm` over
   all the comparisons of a table.
-- "could this have been a retrained model?": :func:`null_band`.
+- "could this have been a retrained model?": :func:`~jaxunlearn.audit.null_band`.
 
 With 12 seeds of a small MLP, a difference of .10 in FRM takes 6 seeds to be seen with 80%
 power at 5%, .05 takes 24, .02 takes 149.
@@ -24,22 +24,28 @@ from jaxunlearn import _validate
 
 
 class Interval(NamedTuple):
-    """An estimate between its bounds."""
+    """An estimate between its bounds.
+
+    Attributes:
+      estimate: a share, or a mean over seeds.
+      low: nan if there is too little to tell, as for a single seed.
+      high: likewise.
+    """
 
     estimate: float
     low: float
     high: float
 
 
-class Band(NamedTuple):
-    """Where a new value of the null would lie."""
-
-    low: float
-    high: float
-
-
 class PairedDifference(NamedTuple):
-    """Result of :func:`paired_difference`: mean of a - b, its bounds, the Wilcoxon p-value."""
+    """Result of :func:`paired_difference`.
+
+    Attributes:
+      estimate: mean of a - b.
+      low: lower end of its interval.
+      high: upper end.
+      p_value: of Wilcoxon's signed-rank test.
+    """
 
     estimate: float
     low: float
@@ -61,8 +67,9 @@ def wilson(successes: int, trials: int, *, level: float = 0.95) -> Interval:
     Raises:
       ValueError: successes outside 0..trials, trials < 1, not integers.
 
-    >>> [round(v, 3) for v in wilson(95, 100)]
-    [0.95, 0.888, 0.978]
+    Example:
+      >>> [round(v, 3) for v in wilson(95, 100)]
+      [0.95, 0.888, 0.978]
     """
     return _share(successes, trials, level, "wilson")
 
@@ -73,8 +80,9 @@ def clopper_pearson(successes: int, trials: int, *, level: float = 0.95) -> Inte
     Wider than :func:`wilson`; use it where a bound is claimed (TPR and FPR of an attack,
     epsilon lower bounds). Arguments and errors are those of :func:`wilson`.
 
-    >>> [round(v, 3) for v in clopper_pearson(95, 100)]
-    [0.95, 0.887, 0.984]
+    Example:
+      >>> [round(v, 3) for v in clopper_pearson(95, 100)]
+      [0.95, 0.887, 0.984]
     """
     return _share(successes, trials, level, "exact")
 
@@ -92,10 +100,11 @@ def mean_interval(values, *, level: float = 0.95) -> Interval:
     Raises:
       ValueError: no values, or not a vector.
 
-    >>> [round(v, 3) for v in mean_interval([0.84, 0.86, 0.85])]
-    [0.85, 0.825, 0.875]
+    Example:
+      >>> [round(v, 3) for v in mean_interval([0.84, 0.86, 0.85])]
+      [0.85, 0.825, 0.875]
     """
-    values = _vector(level, values=values)
+    values = vector(level, values=values)
     n, mean = len(values), float(values.mean())
     if n == 1:
         return Interval(mean, np.nan, np.nan)
@@ -126,11 +135,12 @@ def bootstrap_interval(
     Raises:
       ValueError: no values, or not a vector; resamples < 1.
 
-    >>> interval = bootstrap_interval([0.84, 0.86, 0.85, 0.83, 0.88], resamples=999)
-    >>> 0.83 < interval.low < interval.estimate < interval.high < 0.88
-    True
+    Example:
+      >>> interval = bootstrap_interval([0.84, 0.86, 0.85, 0.83, 0.88], resamples=999)
+      >>> 0.83 < interval.low < interval.estimate < interval.high < 0.88
+      True
     """
-    values = _vector(level, values=values)
+    values = vector(level, values=values)
     _validate.whole(resamples=resamples)
     estimate = float(statistic(values, axis=0))
     if len(values) == 1 or np.isnan(values).any():
@@ -163,11 +173,12 @@ def paired_difference(a, b, *, level: float = 0.95) -> PairedDifference:
     Raises:
       ValueError: no values, not vectors, lengths that differ.
 
-    >>> result = paired_difference([0.90, 0.91, 0.93], [0.88, 0.90, 0.90])
-    >>> round(result.estimate, 3), result.p_value
-    (0.02, 0.25)
+    Example:
+      >>> result = paired_difference([0.90, 0.91, 0.93], [0.88, 0.90, 0.90])
+      >>> round(result.estimate, 3), result.p_value
+      (0.02, 0.25)
     """
-    a, b = _vector(level, a=a), _vector(level, b=b)
+    a, b = vector(level, a=a), vector(level, b=b)
     if len(a) != len(b):
         raise ValueError(f"a has {len(a)} values and b has {len(b)}; give one each for a seed.")
     difference = a - b
@@ -191,10 +202,11 @@ def holm(p_values) -> np.ndarray:
     Raises:
       ValueError: no values, not a vector, values outside [0, 1] or NaN.
 
-    >>> [round(float(p), 4) for p in holm([0.01, 0.04, 0.03])]
-    [0.03, 0.06, 0.06]
+    Example:
+      >>> [round(float(p), 4) for p in holm([0.01, 0.04, 0.03])]
+      [0.03, 0.06, 0.06]
     """
-    p = _vector(0.95, p_values=p_values)
+    p = vector(0.95, p_values=p_values)
     if not ((p >= 0) & (p <= 1)).all():
         raise ValueError(f"p_values={p.tolist()} must lie in [0, 1].")
     order = np.argsort(p)
@@ -204,39 +216,8 @@ def holm(p_values) -> np.ndarray:
     return adjusted
 
 
-def null_band(values, *, level: float = 0.95) -> Band:
-    """Where one more retrained model would fall, from the values of K retrained ones.
-
-    ``mean +- t_{K-1} s sqrt(1 + 1/K)``, the prediction interval of the normal law. A method
-    inside it cannot be told from retraining *by this number*; that is not evidence that it
-    forgot. The quantiles of the values themselves would be no 95% band: between the
-    smallest and largest of K lies one more with probability (K - 1) / (K + 1), .67 for K = 5,
-    and a simulated FRM null covered .81 so but .93 with this band.
-
-    Args:
-      values: ``float[K]``, K >= 2: any metric of retrained models, or the result of
-        :func:`~jaxunlearn.audit.frm_null` or :func:`~jaxunlearn.audit.jsd_null`. A NaN makes
-        both bounds nan.
-      level: strictly between 0 and 1.
-
-    Returns:
-      :class:`Band`. Not cut to [0, 1], so that its width shows how little K models tell.
-
-    Raises:
-      ValueError: K < 2, or not a vector.
-
-    >>> [round(v, 2) for v in null_band([0.92, 0.95, 0.90, 0.97, 0.94])]
-    [0.85, 1.02]
-    """
-    values = _vector(level, values=values)
-    k, mean = len(values), float(values.mean())
-    if k < 2:
-        raise ValueError(f"values has {k} entry, but a null needs the values of >= 2 models.")
-    half = float(stats.t.ppf((1 + level) / 2, k - 1) * values.std(ddof=1) * np.sqrt(1 + 1 / k))
-    return Band(mean - half, mean + half)
-
-
-def _vector(level: float, **named) -> np.ndarray:
+def vector(level: float, **named) -> np.ndarray:
+    """The one named argument as ``float64[n]``; it and the level are checked."""
     _validate.fraction(level=level)
     [(name, values)] = named.items()
     values = np.asarray(values, np.float64)

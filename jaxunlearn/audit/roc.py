@@ -66,8 +66,9 @@ def auc(
     Raises:
       ValueError: an empty group, a score array that is no vector, bad weights.
 
-    >>> float(auc(jnp.array([0.9, 0.5]), jnp.array([0.5, 0.1])))
-    0.875
+    Example:
+      >>> float(auc(jnp.array([0.9, 0.5]), jnp.array([0.5, 0.1])))
+      0.875
     """
     positive = _inputs.scores(positive, name="positive")
     negative = _inputs.scores(negative, name="negative")
@@ -106,9 +107,10 @@ def tpr_at_fpr(
     Raises:
       ValueError: an empty group, a score array that is no vector, bad weights or fpr.
 
-    >>> negative = jnp.arange(100.0)
-    >>> float(tpr_at_fpr(jnp.array([98.5, 98.0, 200.0, 3.0]), negative, fpr=0.01))
-    0.5
+    Example:
+      >>> negative = jnp.arange(100.0)
+      >>> float(tpr_at_fpr(jnp.array([98.5, 98.0, 200.0, 3.0]), negative, fpr=0.01))
+      0.5
     """
     _validate.fraction(fpr=fpr)
     positive = _inputs.scores(positive, name="positive")

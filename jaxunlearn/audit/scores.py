@@ -45,8 +45,9 @@ def _times_log(p: Array, log_q: Array) -> Array:
 def correctness(logits: Array, y: Array) -> Array:
     """1 for rows classified rightly, else 0.
 
-    >>> correctness(jnp.array([[2.0, 1.0], [2.0, 1.0]]), jnp.array([0, 1])).tolist()
-    [1.0, 0.0]
+    Example:
+      >>> correctness(jnp.array([[2.0, 1.0], [2.0, 1.0]]), jnp.array([0, 1])).tolist()
+      [1.0, 0.0]
     """
     logits, y = _checked(logits, y)
     return correct(logits, y).astype(logits.dtype)
@@ -55,8 +56,9 @@ def correctness(logits: Array, y: Array) -> Array:
 def loss(logits: Array, y: Array) -> Array:
     """Cross-entropy ``-log p_y`` in nats, the score of Yeom et al. (2018).
 
-    >>> round(float(loss(jnp.zeros((1, 4)), jnp.array([2]))[0]), 4)
-    1.3863
+    Example:
+      >>> round(float(loss(jnp.zeros((1, 4)), jnp.array([2]))[0]), 4)
+      1.3863
     """
     logits, y = _checked(logits, y)
     return -_of_label(jax.nn.log_softmax(logits), y)
@@ -65,8 +67,9 @@ def loss(logits: Array, y: Array) -> Array:
 def confidence(logits: Array, y: Array) -> Array:
     """``p_y``, the softmax probability of the label: the score that the papers report.
 
-    >>> round(float(confidence(jnp.zeros((1, 4)), jnp.array([2]))[0]), 4)
-    0.25
+    Example:
+      >>> round(float(confidence(jnp.zeros((1, 4)), jnp.array([2]))[0]), 4)
+      0.25
     """
     return jnp.exp(-loss(logits, y))
 
@@ -78,8 +81,9 @@ def logit_confidence(logits: Array, y: Array) -> Array:
     1 - p_y < 6e-8. Computed as ``z_y - logsumexp(z_c, c != y)``, so it is finite for all
     finite logits, and near Gaussian over models (Carlini et al. 2022, LiRA).
 
-    >>> round(float(logit_confidence(jnp.array([[30.0, 0.0]]), jnp.array([0]))[0]), 4)
-    30.0
+    Example:
+      >>> round(float(logit_confidence(jnp.array([[30.0, 0.0]]), jnp.array([0]))[0]), 4)
+      30.0
     """
     logits, y = _checked(logits, y)
     label = jax.nn.one_hot(y, logits.shape[-1], dtype=bool)
@@ -90,8 +94,9 @@ def logit_confidence(logits: Array, y: Array) -> Array:
 def entropy(logits: Array, y: Array | None = None) -> Array:
     """``-sum_c p_c log p_c`` in nats; the label plays no part (``y`` is accepted and ignored).
 
-    >>> round(float(entropy(jnp.zeros((1, 4)))[0]), 4)
-    1.3863
+    Example:
+      >>> round(float(entropy(jnp.zeros((1, 4)))[0]), 4)
+      1.3863
     """
     log_p = jax.nn.log_softmax(_inputs.logits(logits))
     return -_times_log(jnp.exp(log_p), log_p).sum(-1)
@@ -107,10 +112,11 @@ def modified_entropy(logits: Array, y: Array) -> Array:
     the labels of the others, and its log of the complement takes log p. We compute
     the formula. Confident rows stay accurate: ``1 - p`` is never formed by subtraction.
 
-    >>> sure_and_right, sure_and_wrong = modified_entropy(
-    ...     jnp.array([[50.0, 0.0], [50.0, 0.0]]), jnp.array([0, 1]))
-    >>> bool(sure_and_right < 1e-6), round(float(sure_and_wrong), 3)
-    (True, 100.0)
+    Example:
+      >>> sure_and_right, sure_and_wrong = modified_entropy(
+      ...     jnp.array([[50.0, 0.0], [50.0, 0.0]]), jnp.array([0, 1]))
+      >>> bool(sure_and_right < 1e-6), round(float(sure_and_wrong), 3)
+      (True, 100.0)
     """
     logits, y = _checked(logits, y)
     log_p, log_rest = jax.nn.log_softmax(logits), _log_complement(logits)

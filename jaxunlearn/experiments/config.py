@@ -32,7 +32,9 @@ class CompareConfig:
       methods: names with commas between, see `jaxunlearn methods`; noop and retrain
         are always added.
       settings: METHOD.FIELD=VALUE, one or more, e.g. finetune.learning_rate=0.05.
-      seeds: each draws its own request, initial parameters and order of rows.
+      seeds: how many; each draws its own request, initial parameters and order of rows.
+      first_seed: the seeds run from here on. Choose settings on other seeds (and in another
+        folder) than those you report.
       references: retrained models per seed that everything is compared with, >= 3.
       train: how the original is trained, and every retrained model too.
       out: folder for records and report; run again to go on where it stopped.
@@ -48,6 +50,7 @@ class CompareConfig:
     methods: str = DEFAULT_METHODS
     settings: tuple[str, ...] = ()
     seeds: int = 5
+    first_seed: int = 0
     references: int = 5
     # Long enough for the model to memorise its rows: there is nothing to forget otherwise.
     train: TrainConfig = TrainConfig(epochs=100, learning_rate=0.1, progress=True)
@@ -60,17 +63,20 @@ class CompareConfig:
             _validate.fraction(fraction=self.fraction)
         _validate.whole(seeds=self.seeds)
         _validate.whole(3, references=self.references)
-        _validate.whole(0, label=self.label)
+        _validate.whole(0, label=self.label, first_seed=self.first_seed)
         if self.rows is not None:
             _validate.whole(10, rows=self.rows)
         self.method_configs()
 
     def method_names(self) -> list[str]:
-        """The methods in the order asked for, with noop and retrain in front."""
+        """The methods in the order asked for, with retrain and noop in front.
+
+        Retrain is the first, since the records of the others compare their cost with its.
+        """
         asked = [name.strip() for name in self.methods.split(",") if name.strip()]
         for name in asked:
             registry.get(name)
-        return list(dict.fromkeys(["noop", "retrain", *asked]))
+        return list(dict.fromkeys(["retrain", "noop", *asked]))
 
     def method_configs(self) -> dict[str, Any]:
         """The configuration of every method, with ``settings`` applied."""
@@ -90,10 +96,11 @@ class CompareConfig:
     def fingerprint(self) -> dict[str, Any]:
         """What decides the records: all but where the data and the results lie.
 
-        Methods and seeds are not part of it: they may grow from one run to the next.
+        Methods and seeds are not part of it: they may grow from one run to the next. Nor are
+        settings: each record has those of its method.
         """
         values = json.loads(json.dumps(dataclasses.asdict(self), default=str))
-        for name in ("data_dir", "out", "methods", "seeds"):
+        for name in ("data_dir", "out", "methods", "settings", "seeds", "first_seed"):
             del values[name]
         del values["train"]["progress"]
         if self.forget != "class":

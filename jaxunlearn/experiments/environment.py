@@ -13,11 +13,11 @@ import jaxunlearn
 
 
 def environment() -> dict[str, Any]:
-    """Device, threads, versions and commit, as JSON values.
+    """Device, threads, versions and git commit, as JSON values.
 
     Example:
       >>> sorted(environment())[:4]
-      ['commit', 'cpu', 'device', 'jax']
+      ['cpu', 'device', 'git', 'jax']
     """
     device = jax.devices()[0]
     return {
@@ -29,7 +29,7 @@ def environment() -> dict[str, Any]:
         "jax": jax.__version__,
         "jaxlib": metadata.version("jaxlib"),
         "jaxunlearn": jaxunlearn.__version__,
-        "commit": _commit(),
+        "git": _commit(),
     }
 
 

@@ -23,6 +23,8 @@ class Metric:
       null: where the reference record has what retraining scores: ``scores`` (every model's
         own value), another key (values that compare each model with the others), or "".
       band: whether a gap to those values is judged by a null band.
+      shared_pairs: each of those values is a mean over pairs of models, see
+        :func:`~jaxunlearn.audit.jsd_null`.
       scale: the printed number is so many times the recorded one.
       decimals: how many are printed; None for three significant digits.
       ratio: the value is Retrain's, of the same seed, divided by the method's own.
@@ -37,6 +39,7 @@ class Metric:
     group: str
     null: str = ""
     band: bool = True
+    shared_pairs: bool = False
     scale: float = 1.0
     decimals: int | None = None
     ratio: bool = False
@@ -90,7 +93,7 @@ METRICS = (
         "Jensen-Shannon divergence between the predictions for the forgotten rows and those of "
         "each retrained model, mean, in thousandths of a nat (at most 693). Retrained "
         "models differ from each other too: compare with their band, not with 0.",
-        "forgetting", "jsd_null", scale=1000,
+        "forgetting", "jsd_null", shared_pairs=True, scale=1000,
     ),
     Metric(
         "mia", "mia.efficacy", "MIA", "%", "Membership attack, efficacy",

@@ -4,21 +4,40 @@ import math
 from collections.abc import Iterable
 
 from jaxunlearn.experiments.metrics import BY_KEY, METRICS
-from jaxunlearn.experiments.summary import Summary
+from jaxunlearn.experiments.summary import Cell, Summary
 
 # The columns that the verdict looks at: what was kept, what was forgotten, and how it looks.
 VERDICT = ("acc_test", "acc_forget", "jsd")
 
 MARKS = (
     ("•", "the mean gap to Retrain lies inside the 95% band of single retrain-vs-retrain gaps"),
+    ("◐", "inside too, but a steady shift: the 95% interval of the mean gap excludes 0"),
     ("◦", "inside too, but so is the no-op row: this column cannot show forgetting here"),
 )
+# What the marks leave open.
+CAUTION = (
+    "No mark is evidence that a method is equal to retraining. With one seed, one in twenty exact "
+    "methods lies outside the band; with five, practically none: more seeds do not sharpen "
+    "the mark. Look then whether the interval of the gap excludes 0 (◐), which chance alone does "
+    "in one of twenty cells."
+)
+
+
+def mark(cell: Cell) -> str:
+    """The mark of a cell; nothing outside the band or where there is none."""
+    (inside, _), (steady, _), (blind, _) = MARKS
+    if not cell.inside:
+        return ""
+    return steady if cell.steady else blind if cell.blind else inside
 
 
 def headline(summary: Summary) -> str:
     """What was compared.
 
-    Example: "Unlearning 269 of 1,347 rows of digits from an mlp".
+    Example:
+      >>> task = {"dataset": "digits", "arch": "mlp", "n_train": 1347, "n_forget": 269}
+      >>> headline(Summary((), {}, (), 0, task, {}))
+      'Unlearning 269 of 1,347 rows: digits, mlp'
     """
     task = summary.task
     forget, n = _number(task.get("n_forget")), _number(task.get("n_train"))
@@ -39,18 +58,17 @@ def scope(summary: Summary) -> str:
 def verdict(summary: Summary) -> str:
     """Which methods are inside the null band of test accuracy, forget accuracy and JSD at once."""
     names = _listed(BY_KEY[key].short for key in VERDICT)
-    inside = {
-        row.method: all(row.cells[key].inside for key in VERDICT)
-        for row in summary.rows
-        if row.method not in ("noop", "retrain")
-    }
-    passed = [name for name, good in inside.items() if good]
+    rows = [row for row in summary.rows if row.method not in ("noop", "retrain")]
+    good = [row for row in rows if all(row.cells[key].inside for key in VERDICT)]
+    passed = [row.method for row in good]
+    shifted = [row.method for row in good if any(row.cells[key].steady for key in VERDICT)]
     text = ""
-    if inside:
+    if rows:
         which = f": {_listed(passed)}" if passed else ""
-        text = f"{len(passed) or 'None'} of {_count(len(inside), 'method')} "
+        text = f"{len(passed) or 'None'} of {_count(len(rows), 'method')} "
         text += f"{'lie' if len(passed) > 1 else 'lies'} inside the retrain-vs-retrain band of "
         text += f"{names} at once{which}. "
+        text += f"With a steady shift all the same: {_listed(shifted)}. " if shifted else ""
     for name, title in (("retrain", "Retrain itself"), ("noop", "Doing nothing")):
         row = summary.row(name)
         if row is not None:
@@ -160,7 +178,7 @@ def _sample(summary: Summary) -> Iterable[str]:
 def _machines(summary: Summary) -> Iterable[str]:
     mixed = [
         name
-        for name in ("device", "cpu", "n_threads", "jax", "jaxunlearn", "commit")
+        for name in ("device", "cpu", "n_threads", "jax", "jaxunlearn", "git")
         if isinstance(summary.task.get(name), tuple)
     ]
     if mixed:

@@ -11,7 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from jaxunlearn.audit.intervals import Band, Interval
+from jaxunlearn.audit.band import Band
+from jaxunlearn.audit.intervals import Interval
 from jaxunlearn.experiments.drawing import (
     COLOURS,
     STYLE,

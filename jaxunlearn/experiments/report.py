@@ -3,7 +3,7 @@
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from importlib import resources
 from typing import Any
@@ -11,9 +11,9 @@ from typing import Any
 from jaxunlearn._files import atomic_write
 from jaxunlearn.experiments import plots
 from jaxunlearn.experiments.metrics import METRICS, Metric
-from jaxunlearn.experiments.notes import MARKS, headline, notes, scope, verdict
+from jaxunlearn.experiments.notes import CAUTION, MARKS, headline, mark, notes, scope, verdict
+from jaxunlearn.experiments.records import flat
 from jaxunlearn.experiments.summary import Cell, Row, Summary
-from jaxunlearn.experiments.table import mark
 
 
 def write_report(summary: Summary, path: str | os.PathLike[str]) -> pathlib.Path:
@@ -124,7 +124,7 @@ def _cell(cell: Cell, metric: Metric) -> str:
         spread = cell.gap._replace(estimate=cell.value.estimate)
         half = metric.half(spread)
         text += f'<small>{gap} {half} <b class="mark">{mark(cell)}</b></small>'
-    kind = ' class="inside"' if cell.inside and not cell.blind else ""
+    kind = ' class="inside"' if mark(cell) == MARKS[0][0] else ""
     return f"<td{kind}>{text}</td>"
 
 
@@ -210,9 +210,7 @@ the gap with what retrained models differ by among each other, the retrain-vs-re
 are always there: <b>retrain</b>, which is exact, and <b>noop</b>, which does nothing.</p>
 <p><b>What a mark means.</b> The method's mean gap lies inside the 95% band of the gaps of
 <em>single</em> retrained models. A mean over seeds varies less than a single model, so a small but
-steady shift can lie inside: see whether its interval excludes 0. A mark is not evidence that the
-method is equal to retraining. With one seed, one in twenty comparisons of an exact method falls
-outside by chance; with more seeds fewer do.</p>
+steady shift can lie inside. {escape(CAUTION)}</p>
 <dl>
 {terms}
 </dl>
@@ -263,12 +261,6 @@ def _value(value: Any) -> str:
 
 
 def _pairs(values: dict[str, Any]) -> str:
-    return ", ".join(f"<code>{escape(f'{k}={v}')}</code>" for k, v in _flat(values)) or "none"
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+    return (
+        ", ".join(f"<code>{escape(f'{k}={v}')}</code>" for k, v in flat(values).items()) or "none"
+    )

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
-from jaxunlearn.audit.intervals import Band, Interval, mean_interval, null_band
+from jaxunlearn.audit.band import Band, gap_band
+from jaxunlearn.audit.intervals import Interval, mean_interval
 from jaxunlearn.experiments.metrics import METRICS, Metric
 
 LEVEL = 0.95
@@ -24,12 +24,14 @@ class Cell(NamedTuple):
       gap: mean over seeds of the value minus the mean of that seed's references, with interval;
         None for metrics without a null.
       inside: whether the mean gap lies inside the null band; None where there is none.
-      blind: so does doing nothing, in a metric that should show forgetting.
+      steady: it is inside, but its interval excludes 0: a shift that one model would not show.
+      blind: it is inside, but so is that of doing nothing, in a metric that should show forgetting.
     """
 
     value: Interval
     gap: Interval | None = None
     inside: bool | None = None
+    steady: bool = False
     blind: bool = False
 
 
@@ -87,13 +89,14 @@ def summarise(
     ``+- t_{S(K-1)} s sqrt(1 + 1/K)``, the 95% prediction interval for a *single* retrained
     model. The leave-one-out gaps of the references are ``K / (K - 1)`` times those deviations;
     taken for S K independent values they would give a band up to 1.25 times as wide (S = 1, K = 5).
-    FRM and JSD compare models already: their band is :func:`~jaxunlearn.audit.null_band` of
-    each reference's own value against the others, seen from their mean.
+    FRM and JSD compare models already: theirs is the same band of each reference's own value
+    against the others, for JSD with the factor of :func:`~jaxunlearn.audit.jsd_null`.
 
     A method's mean over S seeds varies less than a single model. So inside the band means: no
-    further from Retrain than a single retrained model may well be; a small but steady
-    shift lies inside too. It is not evidence of equality. With one seed, one in twenty exact
-    methods lies outside; with more seeds fewer do.
+    further from Retrain than a single retrained model may well be. It is not evidence of
+    equality. With one seed, one in twenty exact methods lies outside; with five practically none
+    (S = K = 5: one in 7,000), and a small but steady shift lies inside too. So ``steady`` tells
+    the cells whose interval excludes 0: one in twenty of an exact method, for any S >= 2.
 
     Args:
       records: as :func:`~jaxunlearn.experiments.read_records` gives them, finished or not; of
@@ -142,32 +145,11 @@ def _nulls(metric: Metric, references: dict[int, dict]) -> dict[int, np.ndarray]
 
 
 def _null(metric: Metric, values: dict[int, np.ndarray]) -> Null:
-    pooled = np.concatenate(list(values.values()))
-    mean, level = float(pooled.mean()), {"level": LEVEL}
+    groups = list(values.values())
+    mean = float(np.concatenate(groups).mean())
     if not metric.band:
         return Null(mean, None)
-    if metric.null == "scores":
-        return Null(mean, gap_band(list(values.values()), **level))
-    low, high = null_band(pooled, **level)
-    return Null(mean, Band(low - mean, high - mean))
-
-
-def gap_band(groups: Sequence[np.ndarray], *, level: float = LEVEL) -> Band:
-    """Where one more model's gap to the mean of K would lie, from K models of each seed.
-
-    Args:
-      groups: ``float[K]`` for each seed, K >= 2.
-      level: strictly between 0 and 1.
-
-    Example:
-      >>> [round(v, 3) for v in gap_band([np.array([0.90, 0.94]), np.array([0.80, 0.84])])]
-      [-0.149, 0.149]
-    """
-    freedom = sum(len(group) - 1 for group in groups)
-    spread = math.sqrt(sum(((group - group.mean()) ** 2).sum() for group in groups) / freedom)
-    count = min(len(group) for group in groups)
-    half = float(stats.t.ppf((1 + level) / 2, freedom)) * spread * math.sqrt(1 + 1 / count)
-    return Band(-half, half)
+    return Null(mean, gap_band(groups, level=LEVEL, shared_pairs=metric.shared_pairs))
 
 
 def _row(
@@ -208,9 +190,11 @@ def _cell(
         return Cell(value)
     gap = mean_interval(gaps, level=LEVEL)
     known = math.isfinite(gap.estimate) and math.isfinite(null.band.high)
-    # The slack is for rounding: with equal references the band is a point.
+    # The slack is for rounding: with equal references the band is a point, as is the interval of
+    # equal gaps.
     inside = null.band.low - 1e-9 <= gap.estimate <= null.band.high + 1e-9 if known else None
-    return Cell(value, gap, inside)
+    steady = bool(inside) and (gap.low > 1e-9 or gap.high < -1e-9)
+    return Cell(value, gap, inside, steady)
 
 
 def _blind(rows: list[Row]) -> list[Row]:
@@ -246,7 +230,7 @@ def _common(records: list[dict]) -> dict[str, Any]:
     """Plain values by name; a tuple of all of them where the records differ."""
     names = (
         "dataset", "arch", "n_train", "n_forget", "n_params", "forget_mode", "device", "n_devices",
-        "cpu", "n_threads", "python", "jax", "jaxlib", "jaxunlearn", "commit",
+        "cpu", "n_threads", "python", "jax", "jaxlib", "jaxunlearn", "git",
     )  # fmt: skip
     found = {n: list(dict.fromkeys(r[n] for r in records if r.get(n) is not None)) for n in names}
     return {n: v[0] if len(v) == 1 else tuple(v) for n, v in found.items() if v}

@@ -9,12 +9,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from jaxunlearn.experiments.metrics import METRICS, Metric
-from jaxunlearn.experiments.notes import MARKS, headline, notes, verdict
+from jaxunlearn.experiments.notes import CAUTION, MARKS, headline, mark, notes, verdict
 from jaxunlearn.experiments.summary import Row, Summary
 
 # What a terminal that knows only ASCII is given instead.
 ASCII = str.maketrans(
-    {"±": "+-", "−": "-", "–": "-", "•": "*", "◦": "o", "×": "x", "⁻": "^-", "³": "3"}
+    {"±": "+-", "−": "-", "–": "-", "•": "*", "◐": "~", "◦": "o", "×": "x", "⁻": "^-", "³": "3"}
 )
 TITLES = {
     "Audit against retrained models": ("utility", "forgetting"),
@@ -46,12 +46,6 @@ def print_table(summary: Summary, *, console: Console | None = None) -> None:
             if metrics:
                 console.print()
     _explain(summary, console)
-
-
-def mark(cell) -> str:
-    """The mark of a cell: inside the null band, inside with no-op, or nothing."""
-    (inside, _), (blind, _) = MARKS
-    return (blind if cell.blind else inside) if cell.inside else ""
 
 
 def _widest(
@@ -130,6 +124,7 @@ def _explain(summary: Summary, console: Console) -> None:
     )
     for sign, meaning in MARKS:
         console.print(_safe(f"  {sign}  {meaning}", console), highlight=False)
+    console.print(_safe(CAUTION, console), highlight=False)
     console.print(
         _safe(
             f"Last row: mean of {summary.references} retrained models, and how far from the mean "

@@ -69,10 +69,29 @@ def test_the_null_accepts_a_retrained_model_and_rejects_another():
     rng = np.random.default_rng(1)
     mean = 2 * rng.normal(size=(200, 4))
     references = mean + 0.3 * rng.normal(size=(20, 200, 4))
-    band = audit.null_band(audit.jsd_null(references))
+    band = audit.null_band(audit.jsd_null(references), shared_pairs=True)
     retrained = audit.jsd_to_references(mean + 0.3 * rng.normal(size=(200, 4)), references)
     noisier = audit.jsd_to_references(mean + 0.5 * rng.normal(size=(200, 4)), references)
     assert band.low <= float(retrained) <= band.high < float(noisier)
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_the_null_band_of_shared_pairs_holds_one_more_model_in_19_of_20_cases(count):
+    """Models of one law that stray by different amounts, many rows: d_ij is about a_i + a_j."""
+    rng, trials = np.random.default_rng(2), 2000
+    stray = 0.3 * np.sqrt(rng.gamma(9, 1 / 9, (trials, count + 1, 1, 1)))
+    logits = jnp.asarray(stray * rng.normal(size=(trials, count + 1, 100, 3)), jnp.float32)
+    new, references = logits[:, 0], logits[:, 1:]
+    values = np.asarray(jax.vmap(audit.jsd_to_references)(new, references))
+    nulls = np.asarray(jax.vmap(audit.jsd_null)(references))
+
+    def coverage(**options):
+        bands = np.array([audit.null_band(null, **options) for null in nulls])
+        return np.mean((bands[:, 0] <= values) & (values <= bands[:, 1]))
+
+    tolerance = 5 * np.sqrt(0.95 * 0.05 / trials)
+    assert abs(coverage(shared_pairs=True) - 0.95) < tolerance
+    assert coverage() < 0.95 - tolerance
 
 
 def test_jit_and_vmap_equal_eager(logits):

@@ -181,6 +181,7 @@ def test_results_are_plain_floats():
         (lambda: audit.holm([0.1, 1.1]), "must lie in"),
         (lambda: audit.holm([0.1, np.nan]), "must lie in"),
         (lambda: audit.null_band([1.0]), ">= 2 models"),
+        (lambda: audit.null_band([1.0, 2.0], shared_pairs=True), ">= 3 models"),
     ],
 )
 def test_bad_input_is_named(call, message):

@@ -115,13 +115,18 @@ def test_svc_is_the_published_attack(C):
     result = audit.svc_attack(members, nonmembers, targets, C=C)
     assert result.efficacy == pytest.approx(1 - model.predict(targets[:, None]).mean())
     assert result.shadow_accuracy == pytest.approx(model.score(x, truth))
+    # As many non-members as targets: each of the 60 counts 1, each of the 100 counts .6.
+    found, mistaken = model.predict(targets[:, None]).sum(), 0.6 * model.predict(x[100:]).sum()
+    assert result.recall == pytest.approx(found / 60)
+    assert result.precision == pytest.approx(found / (found + mistaken))
 
 
 def test_svc_on_separated_groups():
     rng = np.random.default_rng(0)
     members, nonmembers = rng.uniform(0.9, 1, 200), rng.uniform(0, 0.4, 200)
-    assert audit.svc_attack(members, nonmembers, nonmembers) == (1, 1)
-    assert audit.svc_attack(members, nonmembers, members) == (0, 1)
+    unseen = audit.svc_attack(members, nonmembers, nonmembers)
+    assert unseen[:2] == (1, 1) and unseen.recall == 0 and np.isnan(unseen.precision)
+    assert audit.svc_attack(members, nonmembers, members) == (0, 1, 1)
     mixed = np.r_[members[:30], nonmembers[:10]]
     assert audit.svc_attack(members, nonmembers, mixed).efficacy == 0.25
 
@@ -141,6 +146,22 @@ def test_svc_and_threshold_agree_on_well_behaved_scores():
     result = audit.svc_attack(members, nonmembers, targets)
     assert result.efficacy == pytest.approx(expected, abs=0.15)
     assert result.shadow_accuracy == pytest.approx(accuracy.max(), abs=0.03)
+
+
+def test_threshold_efficacy_is_noise_without_power_and_none_with_it():
+    def spread(shift):
+        efficacies, powers = [], []
+        for seed in range(40):
+            rng = np.random.default_rng(seed)
+            members, nonmembers, targets = (rng.normal(m, 1, 500) for m in (shift, 0, 0))
+            result = audit.threshold_attack(members, nonmembers, targets)
+            efficacies.append(float(result.efficacy))
+            powers.append(float(result.shadow_accuracy))
+        return np.std(efficacies), np.mean(powers)
+
+    (weak, power), (strong, more_power) = spread(0.05), spread(2.0)
+    assert power < 0.55 and weak > 0.15
+    assert more_power > 0.8 and strong < 0.08
 
 
 def test_svc_takes_the_first_rows_in_equal_number():

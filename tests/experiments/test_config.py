@@ -82,6 +82,7 @@ def test_bad_settings(text, message):
         ({"fraction": 1.5, "forget": "class"}, r"fraction=1.5 must lie"),
         ({"fraction": float("nan")}, r"fraction=nan must lie"),
         ({"seeds": 0}, r"seeds=0 must be an integer >= 1"),
+        ({"first_seed": -1}, r"first_seed=-1 must be an integer >= 0"),
         ({"references": 2}, r"references=2 must be an integer >= 3"),
         ({"label": -1}, r"label=-1 must be an integer >= 0"),
         ({"rows": 5}, r"rows=5 must be an integer >= 10"),
@@ -98,7 +99,7 @@ def test_a_whole_class_may_be_forgotten():
 
 def test_noop_and_retrain_are_always_there_and_each_method_once():
     config = CompareConfig(methods=" finetune, retrain,,finetune ")
-    assert config.method_names() == ["noop", "retrain", "finetune"]
+    assert config.method_names() == ["retrain", "noop", "finetune"]
 
 
 def test_fingerprint_is_what_decides_the_records(tmp_path):
@@ -106,7 +107,9 @@ def test_fingerprint_is_what_decides_the_records(tmp_path):
     same = dataclasses.replace(
         base,
         seeds=9,
+        first_seed=20,
         methods="finetune",
+        settings=("finetune.epochs=2",),  # each record has its own
         out=tmp_path,
         data_dir=tmp_path,
         label=3,  # random rows are forgotten, whatever the label
@@ -119,7 +122,6 @@ def test_fingerprint_is_what_decides_the_records(tmp_path):
         {"fraction": 0.1},
         {"forget": "class"},
         {"references": 6},
-        {"settings": ("finetune.epochs=2",)},
         {"train": TrainConfig(epochs=7)},
         {"dataset": "breast_cancer"},
     ):

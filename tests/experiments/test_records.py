@@ -1,10 +1,15 @@
 """Records on disk: whole lines only, one configuration a folder."""
 
+import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
 from jaxunlearn.experiments import Records, read_records
+from jaxunlearn.experiments.records import jsonable, locked
 
 CONFIG = {"rows": 60, "model": "mlp", "train": {"epochs": 2}, "label": None}
 
@@ -59,6 +64,60 @@ def test_another_configuration_is_refused_with_what_differs(tmp_path):
         Records(tmp_path, missing)
     assert [r["run_id"] for r in read_records(tmp_path)] == ["a"]
     Records(tmp_path, dict(reversed(CONFIG.items())))  # order does not matter
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    rate: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    samples: int | None = None
+    then: Inner = Inner()
+
+
+def test_other_settings_are_refused_by_method_and_field(tmp_path):
+    records = Records(tmp_path, CONFIG)
+    records.append({"run_id": "references/seed-0"})
+    for method in ("a", "b"):
+        record = {"run_id": method, "method": method, "hparams": dataclasses.asdict(Settings())}
+        records.append(jsonable(record))
+    again = Records(tmp_path, CONFIG)
+    again.refuse_other_settings({"a": Settings(), "b": Settings(), "c": Settings(samples=3)})
+    for changed, message in (
+        (Settings(then=Inner(0.2)), r"of b under other settings \(b.then.rate: 0.1 there, 0.2 now"),
+        (Settings(samples=3), r"b.samples: None there, 3 now"),
+        (Inner(), r"b.rate: None there, 0.1 now"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            again.refuse_other_settings({"a": Settings(), "b": changed})
+
+
+def test_a_lock_is_exclusive_and_ends_with_its_process(tmp_path):
+    pytest.importorskip("fcntl")
+    folder = tmp_path / "new"
+    with locked(folder), pytest.raises(ValueError, match="another run is using this folder"):
+        with locked(folder):
+            pass
+    script = (
+        "import sys; from jaxunlearn.experiments.records import locked\n"
+        "with locked(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", script, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
+    )
+    with other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        with pytest.raises(ValueError, match="another run"), locked(folder):
+            pass
+        other.kill()
+        other.wait()
+    with locked(folder):
+        pass
 
 
 def test_no_records(tmp_path):

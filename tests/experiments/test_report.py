@@ -3,12 +3,14 @@
 import html.parser
 import io
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from jaxunlearn.experiments.metrics import METRICS
+from jaxunlearn.experiments.notes import MARKS, mark
 from jaxunlearn.experiments.report import write_report
 from jaxunlearn.experiments.summary import summarise
 from jaxunlearn.experiments.table import print_table
@@ -204,13 +206,17 @@ def test_rows_in_order_and_null_row_last():
     ]  # fmt: skip
 
 
-def test_marks_in_the_table_are_those_of_the_summary():
+def test_marks_in_table_and_report_are_those_of_the_summary(tmp_path):
     records = made_up(["noop", "retrain", "finetune"])
     summary = summarise(records)
     cells = [cell for row in summary.rows for cell in row.cells.values()]
     table = printed(records, 200).split("Upper line")[0]
-    assert table.count("•") == sum(bool(cell.inside and not cell.blind) for cell in cells) > 0
-    assert table.count("◦") == sum(cell.blind for cell in cells)
+    expected = Counter(mark(cell) for cell in cells)
+    assert {sign: table.count(sign) for sign, _ in MARKS} == {s: expected[s] for s, _ in MARKS}
+    assert all(expected[sign] for sign, _ in MARKS)
+    text, _ = page(records, tmp_path)
+    body = text.split('<p class="key">')[0]
+    assert all(body.count(f'<b class="mark">{sign}</b>') == expected[sign] for sign, _ in MARKS)
 
 
 def test_plain_terminals_and_names_with_brackets():
