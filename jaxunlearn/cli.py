@@ -25,7 +25,8 @@ def compare(config: Annotated[CompareConfig, tyro.conf.arg(name="")]) -> None:
     Every result is stored at once: stopped at any moment, the same command goes on from there.
     More methods or more seeds may be added later.
     """
-    _show(run_compare(config), config.out)
+    run_compare(config)
+    _show(read_records(config.out), config.out)
 
 
 def report(out: tyro.conf.Positional[pathlib.Path]) -> None:

@@ -144,7 +144,7 @@ def _warn(message: str, display) -> None:
 def _draw_request(config: CompareConfig, y: Array, seed: int) -> Request:
     key = jax.random.fold_in(jax.random.key(0), seed)
     draw = jax.random.fold_in(key, zlib.crc32(b"request"))
-    if config.forget == "class":
+    if config.label is not None:
         return Request(seed, key, data.forget_class(draw, y, config.label, config.fraction))
     return Request(seed, key, data.forget_random(draw, y, config.fraction))
 

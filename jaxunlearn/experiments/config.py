@@ -28,7 +28,7 @@ class CompareConfig:
       model: see `jaxunlearn models`.
       forget: "random" rows, or rows of one "class".
       fraction: of the training rows (random) or of the rows of the class.
-      label: the class to forget from.
+      label: the class to forget from, with --forget class.
       methods: names with commas between, see `jaxunlearn methods`; noop and retrain
         are always added.
       settings: METHOD.FIELD=VALUE, one or more, e.g. finetune.learning_rate=0.05.
@@ -46,7 +46,7 @@ class CompareConfig:
     model: str = "mlp"
     forget: str = "random"
     fraction: float = 0.2
-    label: int = 0
+    label: int | None = None
     methods: str = DEFAULT_METHODS
     settings: tuple[str, ...] = ()
     seeds: int = 5
@@ -63,7 +63,14 @@ class CompareConfig:
             _validate.fraction(fraction=self.fraction)
         _validate.whole(seeds=self.seeds)
         _validate.whole(3, references=self.references)
-        _validate.whole(0, label=self.label, first_seed=self.first_seed)
+        _validate.whole(0, first_seed=self.first_seed)
+        if (self.forget == "class") != (self.label is not None):
+            raise ValueError(
+                f"label={self.label!r} does not go with forget={self.forget!r}: "
+                "a class to forget needs its label, and only that."
+            )
+        if self.label is not None:
+            _validate.whole(0, label=self.label)
         if self.rows is not None:
             _validate.whole(10, rows=self.rows)
         self.method_configs()
@@ -89,7 +96,12 @@ class CompareConfig:
                     f"settings={setting!r} must read METHOD.FIELD=VALUE, "
                     "for example finetune.learning_rate=0.05."
                 )
-            _validate.one_of(configs, **{f"method of the setting {setting!r}": name})
+            registry.get(name)
+            if name not in configs:
+                raise ValueError(
+                    f"settings={setting!r}: {name!r} is not among the methods of this comparison: "
+                    f"{', '.join(configs)}."
+                )
             configs[name] = _replace(configs[name], field, value, setting)
         return configs
 
@@ -103,8 +115,6 @@ class CompareConfig:
         for name in ("data_dir", "out", "methods", "settings", "seeds", "first_seed"):
             del values[name]
         del values["train"]["progress"]
-        if self.forget != "class":
-            del values["label"]
         return values
 
 
@@ -112,7 +122,10 @@ def _replace(config: Any, path: str, text: str, setting: str) -> Any:
     """``config`` with the field at the dotted ``path`` set to ``text``, read as its type."""
     name, _, rest = path.partition(".")
     fields = [field.name for field in dataclasses.fields(config)]
-    _validate.one_of(fields, **{f"field of the setting {setting!r}": name})
+    if name not in fields:
+        raise ValueError(
+            f"settings={setting!r}: there is no {name!r}; there are {', '.join(fields) or 'none'}."
+        )
     old = getattr(config, name)
     if rest:
         if not dataclasses.is_dataclass(old):

@@ -16,10 +16,10 @@ MARKS = (
 )
 # What the marks leave open.
 CAUTION = (
-    "No mark is evidence that a method is equal to retraining. With one seed, one in twenty exact "
-    "methods lies outside the band; with five, practically none: more seeds do not sharpen "
-    "the mark. Look then whether the interval of the gap excludes 0 (◐), which chance alone does "
-    "in one of twenty cells."
+    "In TA and RA a mark says only that nothing was lost. No mark is evidence that a method is "
+    "equal to retraining. With one seed, one in twenty exact methods lies outside the band; with "
+    "five, practically none: more seeds do not sharpen the mark. Look then whether the interval of "
+    "the gap excludes 0 (◐), which chance alone does in one of twenty cells."
 )
 
 
@@ -63,6 +63,13 @@ def verdict(summary: Summary) -> str:
     passed = [row.method for row in good]
     shifted = [row.method for row in good if any(row.cells[key].steady for key in VERDICT)]
     text = ""
+    noop = summary.row("noop")
+    if noop is not None and all(noop.cells[key].inside for key in VERDICT):
+        return (
+            f"No conclusion: doing nothing lies inside the retrain-vs-retrain band of {names} "
+            "itself, so no method can be told to have forgotten here. Train longer, use a larger "
+            "model, or forget a class."
+        )
     if rows:
         which = f": {_listed(passed)}" if passed else ""
         text = f"{len(passed) or 'None'} of {_count(len(rows), 'method')} "
@@ -85,6 +92,7 @@ def notes(summary: Summary) -> list[str]:
     """What a reader must know before trusting the numbers; most serious first."""
     return [
         *_runs(summary),
+        *_yardstick(summary),
         *_blind(summary),
         *_attack(summary),
         *_sample(summary),
@@ -121,6 +129,18 @@ def _runs(summary: Summary) -> Iterable[str]:
         )
     if not summary.references:
         yield "No retrained models yet: there are no gaps and no bands."
+
+
+def _yardstick(summary: Summary) -> Iterable[str]:
+    retrain = summary.row("retrain")
+    if retrain is None:
+        return
+    outside = [m.short for m in METRICS if retrain.cells[m.key].inside is False]
+    if outside:
+        yield (
+            f"Retrain, which is exact, lies outside the band of {_listed(outside)} itself: "
+            "do not judge the others by it here."
+        )
 
 
 def _blind(summary: Summary) -> Iterable[str]:

@@ -38,8 +38,7 @@ class Records:
     """
 
     def __init__(self, folder: str | os.PathLike[str], config: dict[str, Any]):
-        self.folder = pathlib.Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder = _made(folder)
         path = self.folder / CONFIG
         if path.exists():
             _same_config(json.loads(path.read_text()), config, self.folder)
@@ -96,7 +95,7 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
       ValueError: another run has it.
     """
     folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _made(folder)
     with open(folder / LOCK, "ab") as file:
         try:
             import fcntl  # not on Windows
@@ -160,6 +159,18 @@ def read_records(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
         return []
     lines = path.read_bytes().split(b"\n")
     return [json.loads(line) for line in lines[:-1] if line]
+
+
+def _made(folder: str | os.PathLike[str]) -> pathlib.Path:
+    """The folder, made if it does not exist."""
+    path = pathlib.Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"out={str(folder)!r} cannot be used as a folder ({error.strerror}): give another."
+        ) from None
+    return path
 
 
 def _drop_broken_line(path: pathlib.Path) -> None:

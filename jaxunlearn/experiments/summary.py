@@ -116,9 +116,18 @@ def summarise(
             runs.setdefault(record["method"], {})[record["seed"]] = record
     nulls = {m.key: _nulls(m, references) for m in METRICS if m.null}
     null = {m.key: _null(m, nulls[m.key]) for m in METRICS if nulls.get(m.key)}
-    rows = [_row(name, runs[name], runs["retrain"], nulls, null) for name in runs if runs[name]]
+
+    def row(name: str, seeds: Sequence[int]) -> Row | None:
+        done = {seed: runs[name][seed] for seed in seeds if seed in runs[name]}
+        return _row(name, done, runs["retrain"], nulls, null) if done else None
+
+    rows = []
+    for name in runs:
+        if found := row(name, list(runs[name])):
+            # Doing nothing on the same seeds: with others it might fall on the other side.
+            rows.append(_blind(found, row("noop", found.seeds)))
     return Summary(
-        rows=tuple(_blind(rows)),
+        rows=tuple(rows),
         null=null,
         seeds=tuple(sorted({record["seed"] for record in records})),
         references=sum(len(record["scores"]) for record in references.values()),
@@ -197,21 +206,16 @@ def _cell(
     return Cell(value, gap, inside, steady)
 
 
-def _blind(rows: list[Row]) -> list[Row]:
+def _blind(row: Row, noop: Row | None) -> Row:
     """Marks the cells whose place inside the band says nothing, since no-op lies inside too."""
-    noop = next((row for row in rows if row.method == "noop"), None)
     if noop is None:
-        return rows
+        return row
     keys = {m.key for m in METRICS if m.group == "forgetting" and noop.cells[m.key].inside}
-    return [
-        row._replace(
-            cells={
-                key: cell._replace(blind=bool(cell.inside and key in keys))
-                for key, cell in row.cells.items()
-            }
-        )
-        for row in rows
-    ]
+    cells = {
+        key: cell._replace(blind=bool(cell.inside and key in keys))
+        for key, cell in row.cells.items()
+    }
+    return row._replace(cells=cells)
 
 
 def _histogram(records: list[dict]) -> dict[str, np.ndarray] | None:

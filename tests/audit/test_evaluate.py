@@ -47,8 +47,8 @@ def test_every_number_is_that_of_the_subsets(case):
         loss_test=-np.log(test_p).mean(),
         loss_retain=-np.log(retained).mean(),
         loss_forget=-np.log(forgotten).mean(),
-        mia_efficacy=np.mean(forgotten < thresholds[np.argmax(attack)]),
-        mia_shadow_accuracy=max(attack),
+        threshold_efficacy=np.mean(forgotten < thresholds[np.argmax(attack)]),
+        threshold_shadow_accuracy=max(attack),
         auc_forget_vs_test=roc_auc_score(*curve(forgotten)),
         tpr_at_1fpr=true[false <= 0.01].max(),
         auc_retain_vs_test=roc_auc_score(*curve(retained)),
@@ -102,7 +102,7 @@ def test_an_unseen_request_looks_like_test_rows_and_a_memorised_one_does_not():
     assert float(forgotten.auc_retain_vs_test) > 0.7
     kept = audit.evaluate(seen, test, y, test_y, forget)
     assert float(kept.auc_forget_vs_test) > 0.5 + 4 * sd
-    assert float(kept.mia_efficacy) < float(forgotten.mia_efficacy) - 0.2
+    assert float(kept.threshold_efficacy) < float(forgotten.threshold_efficacy) - 0.2
 
 
 def test_the_attack_sees_beyond_rounded_probabilities():
@@ -120,7 +120,7 @@ def test_an_empty_request_is_nan_only_for_the_forgotten(case):
     assert missing == {
         "acc_forget",
         "loss_forget",
-        "mia_efficacy",
+        "threshold_efficacy",
         "auc_forget_vs_test",
         "tpr_at_1fpr",
     }
@@ -130,7 +130,7 @@ def test_a_model_that_diverged_shows(case):
     train, test, *rest = case
     result = audit.evaluate(np.full_like(train, np.nan), np.full_like(test, np.nan), *rest)
     assert float(result.acc_test) == 0
-    assert np.isnan([result.loss_test, result.mia_efficacy, result.auc_forget_vs_test]).all()
+    assert np.isnan([result.loss_test, result.threshold_efficacy, result.auc_forget_vs_test]).all()
 
 
 def test_extreme_and_half_precision_logits(case):

@@ -49,14 +49,14 @@ def test_settings_touch_nothing_else():
         ("finetune.epochs", r"settings='finetune.epochs' must read METHOD.FIELD=VALUE"),
         ("epochs=3", r"settings='epochs=3' must read METHOD.FIELD=VALUE"),
         ("fintune.epochs=3", r"'fintune' is unknown. Did you mean 'finetune'"),
-        ("retrain.epochs=3", r"field of the setting 'retrain.epochs=3'='epochs' is unknown"),
-        ("finetune.epoch=3", r"'epoch' is unknown. Did you mean 'epochs'"),
+        ("retrain.epochs=3", r"'retrain.epochs=3': there is no 'epochs'; there are none"),
+        ("finetune.epoch=3", r"there is no 'epoch'; there are learning_rate, epochs"),
         ("finetune.epochs=3.5", r"finetune.epochs=3.5': epochs must be of type int"),
         ("finetune.epochs=true", r"epochs must be of type int"),
         ("finetune.learning_rate=fast", r"learning_rate must be of type float"),
         ("influence.samples=1.5", r"samples must be of type int or NoneType"),
         ("finetune.epochs.more=1", r"epochs has no fields"),
-        ("finetune+pruning.rate=0.5", r"'rate' is unknown"),
+        ("finetune+pruning.rate=0.5", r"there is no 'rate'; there are pruning, then"),
         ("finetune+pruning.pruning=0.5", r"pruning must be of type PruningConfig"),
         # Values out of range are refused by the method's own configuration.
         ("finetune.learning_rate=-1", r"learning_rate=-1.0 must be a finite number > 0"),
@@ -84,7 +84,9 @@ def test_bad_settings(text, message):
         ({"seeds": 0}, r"seeds=0 must be an integer >= 1"),
         ({"first_seed": -1}, r"first_seed=-1 must be an integer >= 0"),
         ({"references": 2}, r"references=2 must be an integer >= 3"),
-        ({"label": -1}, r"label=-1 must be an integer >= 0"),
+        ({"label": -1, "forget": "class"}, r"label=-1 must be an integer >= 0"),
+        ({"label": 3}, r"label=3 does not go with forget='random'"),
+        ({"forget": "class"}, r"label=None does not go with forget='class'"),
         ({"rows": 5}, r"rows=5 must be an integer >= 10"),
     ],
 )
@@ -94,7 +96,7 @@ def test_bad_comparisons(options, message):
 
 
 def test_a_whole_class_may_be_forgotten():
-    assert CompareConfig(forget="class", fraction=1.0).fraction == 1.0
+    assert CompareConfig(forget="class", label=0, fraction=1.0).fraction == 1.0
 
 
 def test_noop_and_retrain_are_always_there_and_each_method_once():
@@ -112,7 +114,6 @@ def test_fingerprint_is_what_decides_the_records(tmp_path):
         settings=("finetune.epochs=2",),  # each record has its own
         out=tmp_path,
         data_dir=tmp_path,
-        label=3,  # random rows are forgotten, whatever the label
         train=dataclasses.replace(base.train, progress=True),
     )
     assert same.fingerprint() == base.fingerprint()
@@ -120,7 +121,7 @@ def test_fingerprint_is_what_decides_the_records(tmp_path):
         {"rows": 100},
         {"model": "logistic"},
         {"fraction": 0.1},
-        {"forget": "class"},
+        {"forget": "class", "label": 1},
         {"references": 6},
         {"train": TrainConfig(epochs=7)},
         {"dataset": "breast_cancer"},

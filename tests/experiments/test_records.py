@@ -124,3 +124,10 @@ def test_no_records(tmp_path):
     assert read_records(tmp_path) == []
     with pytest.raises(FileNotFoundError, match="There is no folder .*nowhere"):
         read_records(tmp_path / "nowhere")
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"out='.*notes.txt' cannot be used as a folder"):
+        Records(tmp_path / "notes.txt", CONFIG)
+    assert (tmp_path / "notes.txt").read_text() == "mine"

@@ -358,3 +358,31 @@ def test_metrics_are_described_once_each():
     assert all(
         m.meaning.endswith(".") and m.group in ("utility", "forgetting", "detail") for m in METRICS
     )
+
+
+def test_a_row_of_some_seeds_is_compared_with_doing_nothing_on_those_seeds():
+    """On the common seed both are equal; on the other one no-op leaves the band."""
+    references = [reference(0), reference(1)]
+    retrain = both("retrain", 0.93, 0.83)
+    noop = both("noop", 0.93, 0.40)
+    some = [run("some", 0, 0.93)]
+    cells = {row.method: row.cells for row in summarise([*references, *retrain, *noop, *some]).rows}
+    assert not cells["noop"]["acc_forget"].inside
+    assert cells["some"]["acc_forget"].inside and cells["some"]["acc_forget"].blind
+
+
+def test_no_conclusion_where_doing_nothing_is_inside():
+    records = [reference(0), reference(1)]
+    for name in ("retrain", "noop", "good"):
+        records += both(name, 0.93, 0.83, jsd_forget=0.013)
+    assert verdict(summarise(records)).startswith("No conclusion: doing nothing lies inside")
+
+
+def test_a_column_that_refuses_retraining_itself_is_named():
+    found = notes(summarise(made_up()))
+    outside = [note for note in found if note.startswith("Retrain, which is exact, lies outside")]
+    broken = both("retrain", 0.5, 0.5, unlearn_s=4.0, grads=300.0, jsd_forget=0.013, frm=0.93)
+    worse = [r for r in made_up() if r.get("method") != "retrain"] + broken
+    found = notes(summarise(worse))
+    assert not outside
+    assert any("outside the band of TA and FA itself" in note for note in found)
