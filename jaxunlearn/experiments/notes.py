@@ -186,7 +186,7 @@ def _sample(summary: Summary) -> Iterable[str]:
         yield (
             f"Only {_count(seeds, 'seed')}: intervals are "
             f"{'missing' if seeds < 2 else 'wide and uncertain'}. Five are a start; to see a "
-            "difference of .05 in FRM takes about 24."
+            "difference of .05 in FRM takes some two dozen."
         )
     if 0 < summary.references < 5 * seeds:
         yield (
