@@ -18,116 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn import _sharding, _validate
+from jaxunlearn.primitives.balls import Ball, L2Ball, norm, tiny
 from jaxunlearn.primitives.solve import CG, conjugate_gradients
 from jaxunlearn.types import Array, Dataset, LossFn, Params
-
-
-@dataclasses.dataclass(frozen=True)
-class L2Ball:
-    """Perturbations of Euclidean length at most ``radius``.
-
-    Attributes:
-      radius: > 0.
-    """
-
-    radius: float
-
-    def __post_init__(self):
-        _validate.positive(radius=self.radius)
-
-    def project(self, x: Array, delta: Array) -> Array:
-        """The nearest point of the ball."""
-        return delta * jnp.minimum(1.0, self.radius / jnp.maximum(norm(delta), _tiny(delta)))
-
-    def extreme(self, x: Array, g: Array) -> Array:
-        """The point farthest along ``g``."""
-        return self.radius * g / jnp.maximum(norm(g), _tiny(g))
-
-    def draw(self, key: Array, x: Array) -> Array:
-        """A random point, uniform in the ball."""
-        direction, length = jax.random.split(key)
-        u = jax.random.uniform(length, (), x.dtype) ** (1 / x.size)
-        return u * self.extreme(x, jax.random.normal(direction, x.shape, x.dtype))
-
-    def active(self, x: Array, delta: Array) -> Array:
-        """``bool``: whether ``delta`` lies on the sphere."""
-        return norm(delta) >= self.radius * (1 - _slack(delta))
-
-    def tangent(self, x: Array, delta: Array, g: Array) -> tuple[Callable, Array]:
-        """The projection onto the directions that stay in the ball, and the multiplier."""
-        active = self.active(x, delta)
-        u = delta / jnp.maximum(norm(delta), _tiny(delta))
-        # A gradient that points inwards holds nothing at the sphere.
-        nu = jnp.where(active, jnp.vdot(u, g) / self.radius, 0.0)
-        return lambda v: v - jnp.where(active, jnp.vdot(u, v), 0.0) * u, nu
-
-    def retract(self, x: Array, delta: Array, move: Array) -> Array:
-        """``delta + move`` back in the ball; on the sphere if it was there."""
-        to = delta + move
-        on = self.radius * to / jnp.maximum(norm(to), _tiny(to))
-        return jnp.where(self.active(x, delta), on, self.project(x, to))
-
-
-@dataclasses.dataclass(frozen=True)
-class LInfBox:
-    """Perturbations of at most ``radius`` in every coordinate, with ``x + delta`` within ``clip``.
-
-    Attributes:
-      radius: > 0.
-      clip: smallest and largest value of an input, or None.
-    """
-
-    radius: float
-    clip: tuple[float, float] | None = (0.0, 1.0)
-
-    def __post_init__(self):
-        _validate.positive(radius=self.radius)
-        if self.clip is not None and not self.clip[0] < self.clip[1]:
-            raise ValueError(f"clip={self.clip!r} must be (low, high) with low < high, or None.")
-
-    def bounds(self, x: Array) -> tuple[Array, Array]:
-        """Smallest and largest ``delta``; 0 is always between them."""
-        if self.clip is None:
-            return jnp.full_like(x, -self.radius), jnp.full_like(x, self.radius)
-        low, high = self.clip
-        return (
-            jnp.clip(low - x, -self.radius, 0.0).astype(x.dtype),
-            jnp.clip(high - x, 0.0, self.radius).astype(x.dtype),
-        )
-
-    def project(self, x: Array, delta: Array) -> Array:
-        """The nearest point of the box."""
-        return jnp.clip(delta, *self.bounds(x))
-
-    def extreme(self, x: Array, g: Array) -> Array:
-        """The corner farthest along ``g``; 0 where ``g`` is."""
-        low, high = self.bounds(x)
-        return jnp.where(g > 0, high, jnp.where(g < 0, low, 0.0))
-
-    def draw(self, key: Array, x: Array) -> Array:
-        """A random point, uniform in the box."""
-        low, high = self.bounds(x)
-        return low + (high - low) * jax.random.uniform(key, x.shape, x.dtype)
-
-    def active(self, x: Array, delta: Array) -> Array:
-        """``bool`` like ``x``: which coordinates lie at a bound."""
-        low, high = self.bounds(x)
-        slack = self.radius * _slack(delta)
-        return (delta <= low + slack) | (delta >= high - slack)
-
-    def tangent(self, x: Array, delta: Array, g: Array) -> tuple[Callable, Array]:
-        """The projection onto the free coordinates; the multiplier of a box bends nothing: 0."""
-        low, high = self.bounds(x)
-        inwards = ((delta <= low) & (g > 0)) | ((delta >= high) & (g < 0))
-        free = ~self.active(x, delta) | (inwards & (low < high))
-        return lambda v: jnp.where(free, v, 0.0), jnp.zeros((), x.dtype)
-
-    def retract(self, x: Array, delta: Array, move: Array) -> Array:
-        """``delta + move`` back in the box."""
-        return self.project(x, delta + move)
-
-
-Ball = L2Ball | LInfBox
 
 
 class Inner(NamedTuple):
@@ -187,9 +80,7 @@ def inspect(
     return _over_rows(_inner, (loss_fn, ball), params, data, delta, chunk=chunk)
 
 
-def fgsm(
-    loss_fn: LossFn, params: Params, data: Dataset, *, ball: Ball, chunk: int = 256
-) -> Inner:
+def fgsm(loss_fn: LossFn, params: Params, data: Dataset, *, ball: Ball, chunk: int = 256) -> Inner:
     """The fast gradient method: the point of the ball farthest along the gradient at ``x``.
 
     Goodfellow et al. (2015), Explaining and harnessing adversarial examples. For a linear model
@@ -210,6 +101,7 @@ def fgsm(
     Example:
       >>> data = Dataset(jnp.array([[0.5, 0.5]]), jnp.array([1]))
       >>> loss_fn = lambda w, row: -w @ row.x
+      >>> from jaxunlearn.primitives.balls import LInfBox
       >>> fgsm(loss_fn, jnp.array([3.0, -4.0]), data, ball=LInfBox(0.25)).delta.tolist()
       [[-0.25, 0.25]]
     """
@@ -339,7 +231,7 @@ def follow(
     delta: Array,
     trusted: Array,
     ball: Ball,
-    solver: CG = CG(tol=1e-12, maxiter=200),
+    solver: CG,
 ) -> Array:
     """``delta`` of ONE row as a function of the parameters: the value given, its derivative added.
 
@@ -355,7 +247,7 @@ def follow(
       trusted: ``bool``; False for a row without a strict maximum, whose delta then stays put:
         the direct Hessian.
       ball: where delta lies.
-      solver: of the inner system.
+      solver: of the inner system; to rounding, if products are to be symmetric.
 
     Returns:
       ``delta``.
@@ -365,7 +257,8 @@ def follow(
     Example:
       >>> loss_fn = lambda w, row: w @ row.x
       >>> row, ball = Dataset(jnp.zeros(2), jnp.array(0)), L2Ball(1.0)
-      >>> at = lambda w: follow(loss_fn, w, row, jnp.array([1.0, 0.0]), jnp.array(True), ball)
+      >>> delta, yes = jnp.array([1.0, 0.0]), jnp.array(True)
+      >>> at = lambda w: follow(loss_fn, w, row, delta, yes, ball, CG())
       >>> jax.jvp(at, (jnp.array([2.0, 0.0]),), (jnp.array([1.0, 1.0]),))[1].tolist()
       [0.0, 0.5]
     """
@@ -384,17 +277,6 @@ def _follow_jvp(loss_fn, ball, solver, primals, tangents):
     rhs = jnp.where(trusted, project(moved), 0.0)
     step = project(conjugate_gradients(system, rhs, solver=solver).x)
     return delta, jnp.where(trusted, step, 0.0)
-
-
-def norm(v: Array) -> Array:
-    """Euclidean length over all entries; its derivative at 0 is 0, not NaN.
-
-    Example:
-      >>> float(norm(jnp.array([3.0, 4.0])))
-      5.0
-    """
-    square = jnp.sum(v * v)
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
 
 
 def _kkt(gradient, params, row, delta, ball):
@@ -437,7 +319,7 @@ def _pgd(loss_fn, ball, config: PGDConfig, params, row, key) -> Inner:
     def ascend(carry, _):
         delta, best, top = carry
         g = jax.grad(value)(delta)
-        g = g / jnp.maximum(norm(g), _tiny(g)) if isinstance(ball, L2Ball) else jnp.sign(g)
+        g = g / jnp.maximum(norm(g), tiny(g)) if isinstance(ball, L2Ball) else jnp.sign(g)
         delta = ball.project(row.x, delta + jnp.asarray(size, g.dtype) * g)
         now = value(delta)
         return (delta, jnp.where(now > top, delta, best), jnp.maximum(now, top)), None
@@ -466,8 +348,9 @@ def _refined(loss_fn, params, row, delta, ball, steps: int, cg_steps: int) -> Ar
     def step(_, delta):
         g = gradient(params, delta)
         project, k = _kkt(gradient, params, row, delta, ball)
-        newton = _steihaug(k, project(g), cg_steps, ball.radius)
-        ahead = ball.radius * g / (norm(g) + _tiny(g))
+        definite = lambda v, p=project, k=k: k(v) + v - p(v)  # 1 on what P removes
+        newton = project(_steihaug(definite, project(g), cg_steps, ball.radius))
+        ahead = ball.radius * g / (norm(g) + tiny(g))
         moves = [ball.retract(row.x, delta, t * newton) for t in halves]
         moves += [ball.project(row.x, delta + t * ahead) for t in (2.0, 0.5, 0.1, 0.01)]
         moves = jnp.stack([delta, *moves])
@@ -489,7 +372,7 @@ def _steihaug(k, g, steps: int, radius: float) -> Array:
 
     def going(carry):
         _, r, _, i, done = carry
-        return (i < steps) & ~done & (norm(r) > 1e-14 * norm(g))
+        return (i < steps) & ~done & (norm(r) > 1e-11 * norm(g))
 
     def step(carry):
         s, r, p, i, _ = carry
@@ -498,10 +381,12 @@ def _steihaug(k, g, steps: int, radius: float) -> Array:
         fine = bend > 1e-12 * jnp.vdot(p, p)
         alpha = jnp.where(fine, square / jnp.where(fine, bend, 1.0), 0.0)
         ascent = p * jnp.where(jnp.vdot(p, g) < 0, -1.0, 1.0)
-        away = radius * ascent / jnp.maximum(norm(p), _tiny(p))
-        s = jnp.where(fine, s + alpha * p, away)
+        away = radius * ascent / jnp.maximum(norm(p), tiny(p))
+        # With the system all but solved, a curvature of 0 is that of a rounding.
+        turn = ~fine & (norm(r) > 1e-5 * norm(g))
+        s = jnp.where(turn, away, s + alpha * p)
         new = r - alpha * image
-        p = new + jnp.vdot(new, new) / jnp.maximum(square, _tiny(g)) * p
+        p = new + jnp.vdot(new, new) / jnp.maximum(square, tiny(g)) * p
         return s, new, p, i + 1, ~fine
 
     start = (jnp.zeros_like(g), g, g, jnp.int32(0), jnp.array(False))
@@ -514,7 +399,7 @@ def _least_curvature(loss_fn, ball, steps: int, params, row, delta) -> Array:
     steps = min(steps, row.x.size)
     start = project(jax.random.normal(jax.random.key(0), row.x.shape, row.x.dtype))
     free = norm(start) > 0
-    first = start / jnp.maximum(norm(start), _tiny(start))
+    first = start / jnp.maximum(norm(start), tiny(start))
 
     def step(carry, i):
         basis, v = carry
@@ -526,7 +411,7 @@ def _least_curvature(loss_fn, ball, steps: int, params, row, delta) -> Array:
         rest = project(rest.reshape(v.shape))
         beta = norm(rest)
         alive = beta > 1e3 * jnp.finfo(beta.dtype).eps * (jnp.abs(alpha) + norm(image))
-        following = jnp.where(alive, rest / jnp.maximum(beta, _tiny(rest)), 0.0)
+        following = jnp.where(alive, rest / jnp.maximum(beta, tiny(rest)), 0.0)
         return (basis, following), (alpha, jnp.where(alive, beta, 0.0), norm(v) > 0)
 
     empty = jnp.zeros((steps, row.x.size), row.x.dtype)
@@ -548,12 +433,3 @@ def _over_rows(one: Callable, static: tuple, params: Params, data: Dataset, *res
 @functools.partial(jax.jit, static_argnames=("one", "static", "chunk"))
 def _compiled(params, data, rest, *, one, static, chunk):
     return jax.lax.map(lambda a: one(*static, params, *a), (data, *rest), batch_size=chunk)
-
-
-def _tiny(v: Array) -> Array:
-    return jnp.finfo(v.dtype).tiny
-
-
-def _slack(v: Array) -> float:
-    """How close to the boundary counts as on it: a few roundings."""
-    return 1e3 * float(jnp.finfo(v.dtype).eps)

@@ -17,8 +17,8 @@ import jax.flatten_util
 import jax.numpy as jnp
 
 from jaxunlearn import _sharding, _validate
-from jaxunlearn.primitives import adversarial
-from jaxunlearn.primitives.adversarial import Ball, L2Ball, follow
+from jaxunlearn.primitives.adversarial import follow
+from jaxunlearn.primitives.balls import Ball, L2Ball
 from jaxunlearn.primitives.solve import CG
 from jaxunlearn.types import ApplyFn, Array, Dataset, LossFn, Params, PyTree
 
@@ -203,9 +203,11 @@ def _total_matrix(params, data, delta, trusted, weights, *, loss_fn, ball, mode,
             return direct
         g, a = jax.grad(value, 1)(flat, d), jax.hessian(value, 1)(flat, d)
         narrow = d.size < flat.size
-        cross = jax.jacrev(jax.grad(value, 1))(flat, d) if narrow else jax.jacfwd(
-            jax.grad(value, 1)
-        )(flat, d)
+        cross = (
+            jax.jacrev(jax.grad(value, 1))(flat, d)
+            if narrow
+            else jax.jacfwd(jax.grad(value, 1))(flat, d)
+        )
         eye = jnp.eye(d.size, dtype=d.dtype)
         if mode == "paper":
             power = series = cross
@@ -219,7 +221,9 @@ def _total_matrix(params, data, delta, trusted, weights, *, loss_fn, ball, mode,
         k = p @ (nu * eye - a) @ p + eye - p
         factor = jnp.linalg.cholesky(k)
         fine = trust & jnp.isfinite(factor).all()
-        half = jax.scipy.linalg.solve_triangular(jnp.where(fine, factor, eye), p @ cross, lower=True)
+        half = jax.scipy.linalg.solve_triangular(
+            jnp.where(fine, factor, eye), p @ cross, lower=True
+        )
         return direct + jnp.where(fine, half.T @ half, 0.0)
 
     def part(total, inputs):
@@ -314,7 +318,9 @@ def softmax_factors(w: Array, x: Array, y: Array, delta: Array, *, ball: L2Ball)
     g = e @ w.T
     nu = jnp.sum(g * direction, 1) / ball.radius
     q = jnp.sqrt(p)
-    root = q[:, :, None] * (jnp.eye(w.shape[1], dtype=p.dtype)[None] - q[:, :, None] * q[:, None, :])
+    root = q[:, :, None] * (
+        jnp.eye(w.shape[1], dtype=p.dtype)[None] - q[:, :, None] * q[:, None, :]
+    )
     u = jnp.einsum("dl,nlm->ndm", w, root)
     u = u - direction[:, :, None] * jnp.einsum("nd,ndm->nm", direction, u)[:, None, :]
     small = nu[:, None, None] * jnp.eye(w.shape[1], dtype=p.dtype)[None]
@@ -358,17 +364,21 @@ def _wide_zeros(p: Array) -> Array:
 def _scan_chunks(part, total: PyTree, arrays: tuple, chunk: int) -> PyTree:
     """Folds ``part(total, some) -> (total, None)`` over chunks of rows; weights come first.
 
-    The last chunk is filled with rows of weight 0.
+    Rows of weight 0 come last and chunks of them are skipped: a request costs its own rows. The
+    last chunk is filled with rows of weight 0.
     """
     n = arrays[0].shape[0]
     if chunk == n:
         return part(total, arrays)[0]
     count = -(-n // chunk)
+    order = jnp.argsort(arrays[0] == 0, stable=True)
     numbers = jnp.arange(count * chunk).reshape(count, chunk)
 
-    def body(total, rows):
-        take = lambda leaf: jnp.take(leaf, rows, axis=0, mode="clip")
-        weights, *rest = jax.tree.map(take, arrays)
-        return part(total, (jnp.where(rows < n, weights, 0), *rest))
+    def body(total, places):
+        rows = jnp.take(order, places, mode="clip")
+        weights, *rest = jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=0), arrays)
+        weights = jnp.where(places < n, weights, 0)
+        some = lambda total: part(total, (weights, *rest))[0]
+        return jax.lax.cond((weights != 0).any(), some, lambda total: total, total), None
 
     return jax.lax.scan(body, total, numbers)[0]

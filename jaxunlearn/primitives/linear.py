@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn import _validate
-from jaxunlearn.primitives.adversarial import Ball, Inner, L2Ball, LInfBox, norm
+from jaxunlearn.primitives.adversarial import Inner
+from jaxunlearn.primitives.balls import Ball, L2Ball, LInfBox, norm
 from jaxunlearn.primitives.solve import CG, conjugate_gradients
 from jaxunlearn.types import Array, Dataset
 
@@ -323,7 +324,9 @@ def minimise(
             y = _signed(data, data.x.dtype)
             start = 1e-2 * ((weights * y) @ data.x) / jnp.maximum(weights.sum(), 1)
     tolerance = max(tolerance, 30 * float(jnp.finfo(data.x.dtype).eps))
-    return _minimise(data, weights, start, l2, ball=ball, loss=loss, tolerance=tolerance, most=steps)
+    return _minimise(
+        data, weights, start, l2, ball=ball, loss=loss, tolerance=tolerance, most=steps
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("ball", "loss", "tolerance", "most"))
