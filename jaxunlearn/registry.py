@@ -20,6 +20,9 @@ from jaxunlearn.baselines.noop import NoopConfig
 from jaxunlearn.baselines.noop import unlearner as noop
 from jaxunlearn.baselines.retrain import RetrainConfig
 from jaxunlearn.baselines.retrain import unlearner as retrain
+from jaxunlearn.methods.muter_unlearner import MuterConfig
+from jaxunlearn.methods.muter_unlearner import unlearner as muter
+from jaxunlearn.primitives.solve import CG
 from jaxunlearn.training.config import TrainConfig
 from jaxunlearn.training.pruned import PruningConfig
 from jaxunlearn.types import Model, Unlearner
@@ -107,10 +110,45 @@ def _pruned(method: Method) -> Method:
     )
 
 
+def _muter(name: str, source: str, config: MuterConfig, guarantee: str) -> Method:
+    """MUter or one of the methods it compares with: the same training, another matrix."""
+    return Method(
+        name=name,
+        make=functools.partial(muter, method=name),
+        config=config,
+        guarantee=guarantee,
+        source=source,
+        needs="the matrix, and a perturbation a row",
+        ordinary_training=False,
+    )
+
+
+LIU_MUTER = "Liu et al. 2023, MUter: Machine Unlearning on Adversarially Trained Models"
+
+METHODS |= {
+    name: _muter(name, f"{LIU_MUTER}{what}", config, guarantee)
+    for name, what, config, guarantee in (
+        (
+            "muter",
+            "; with the constrained Hessian",
+            MuterConfig(),
+            "none (second-order accurate at strict inner maxima)",
+        ),
+        ("muter_paper", ", Eq. 10 and 16", MuterConfig(), "none"),
+        ("muter_newton", ": Newton", MuterConfig(), "none"),
+        ("muter_newton_delta", ": Newton-delta", MuterConfig(), "none"),
+        # Ten iterations as in the official code: they are what regularises it.
+        ("muter_fisher", ": Fisher", MuterConfig(solver=CG(maxiter=10)), "none"),
+        ("muter_fisher_delta", ": Fisher-delta", MuterConfig(solver=CG(maxiter=10)), "none"),
+        ("muter_influence", ": Influence", MuterConfig(), "none"),
+        ("muter_influence_delta", ": Influence-delta", MuterConfig(), "none"),
+    )
+}
+
 METHODS |= {
     pruned.name: pruned
     for pruned in map(_pruned, list(METHODS.values()))
-    if pruned.name != "influence_woodfisher+pruning"
+    if pruned.name != "influence_woodfisher+pruning" and "muter" not in pruned.name
 }
 
 

@@ -13,6 +13,7 @@ Three stages: :func:`prepare` the memory, :func:`remove` rows (as often as asked
 that it returns is ready for the next request. :func:`unlearner` trains as well.
 """
 
+import dataclasses
 import functools
 import warnings
 from typing import Any, NamedTuple
@@ -36,7 +37,8 @@ WORST_RESIDUAL = 1e-2
 CHUNK = 64
 
 
-class Rule(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Rule:
     """Which of the paper's seven methods.
 
     Attributes:
@@ -180,7 +182,7 @@ def prepare(
     if _validate.known(optimality) and not optimality <= floor(tolerance, optimality):
         warnings.warn(
             f"params is no optimum: its mean gradient reaches {float(optimality):.2g}, above "
-            f"tolerance={tolerance:.2g}. The step assumes one: train further (training.adversarial).",
+            f"tolerance={tolerance:.2g}. The step assumes one: train further.",
             stacklevel=2,
         )
     if rule.clean:
