@@ -94,7 +94,7 @@ class Step(NamedTuple):
       w: ``float[d]``, the parameters without the rows.
       matrix_curvature: the smallest eigenvalue known of the reduced matrix, at most 0 if it is
         indefinite.
-      flipped: coordinates of the support in a box whose sign the step turned: it left the piece on which
+      flipped: in a box, the coordinates whose sign the step turned: it left the piece on which
         the loss is smooth, and :func:`~jaxunlearn.primitives.linear.minimise` from ``w`` mends it.
       status: ``int32``, INDEFINITE, NOT_FINITE or OK.
     """
@@ -149,7 +149,7 @@ def remove(
     move = jnp.where(definite, move, 0.0)
     after = memory._replace(matrix=matrix, gradient=gradient)
     return _stepped(
-        memory, move, jnp.where(definite, jnp.diagonal(factor).min() ** 2, -jnp.inf)
+        memory, ball, move, jnp.where(definite, jnp.diagonal(factor).min() ** 2, -jnp.inf)
     ), after
 
 

@@ -71,27 +71,13 @@ def maximum(w: Array, data: Dataset, *, ball: Ball, loss: str = "logistic") -> I
       [[-0.6000000238418579, 0.800000011920929]]
     """
     _checked(w, data, loss)
-    delta = _worst(w, data, w, ball=ball, loss=loss)
-    bound = delta == 0.0 if isinstance(ball, L2Ball) else w[None] == 0.0
-    active = ~bound & jnp.ones_like(delta, bool)
-    active = active.any(1) if isinstance(ball, L2Ball) else active
-    return Inner(delta, jnp.zeros(delta.shape[0], delta.dtype), active)
-
-
-def _worst(w: Array, data: Dataset, side: Array, *, ball: Ball, loss: str) -> Array:
-    """As :func:`maximum`; ``side`` has the signs to take where ``w_j = 0``."""
-    ends = []
-    for t in (-1, 1):
-        if isinstance(ball, L2Ball):
-            direction = t * ball.radius * w / jnp.maximum(norm(w), jnp.finfo(w.dtype).tiny)
-            ends.append(jnp.broadcast_to(direction, data.x.shape))
-        else:
-            low, high = ball.bounds(data.x)
-            towards = jnp.broadcast_to(t * side, data.x.shape)
-            ends.append(jnp.where(towards > 0, high, jnp.where(towards < 0, low, 0.0)))
     y = _signed(data, w.dtype)
+    each = jax.vmap(ball.extreme, in_axes=(0, None))
+    ends = each(data.x, -w), each(data.x, w)
     low, high = (_value(loss, (data.x + end) @ w, y) for end in ends)
-    return jnp.where((high > low)[:, None], ends[1], ends[0])
+    delta = jnp.where((high > low)[:, None], ends[1], ends[0])
+    active = jax.vmap(ball.active)(data.x, delta)
+    return Inner(delta, jnp.zeros(delta.shape[0], delta.dtype), active)
 
 
 def losses(
@@ -109,19 +95,34 @@ def losses(
       [6.0025]
     """
     _checked(w, data, loss)
+    return _losses(w, jnp.sign(w), data, ball, loss) + l2 / 2 * (w @ w)
+
+
+def _losses(w: Array, side: Array, data: Dataset, ball: Ball | None, loss: str) -> Array:
+    """:func:`losses` on the piece of the box where the signs of w are ``side``, without l2."""
     y = _signed(data, w.dtype)
-    penalty = l2 / 2 * (w @ w)
     if ball is None:
-        return _value(loss, data.x @ w, y) + penalty
+        return _value(loss, data.x @ w, y)
+    low, high = (_value(loss, s, y) for s in _range(w, side, data.x, _corners(data.x, ball), ball))
+    return jnp.maximum(low, high)
+
+
+def _corners(x: Array, ball: Ball | None) -> tuple[Array, ...]:
+    """The two extreme corners of a box around every row."""
+    if not isinstance(ball, LInfBox):
+        return ()
+    return tuple(x + bound for bound in ball.bounds(x))
+
+
+def _range(w: Array, side: Array, x: Array, corners: tuple[Array, ...], ball: Ball):
+    """The smallest and the largest score of every row, on the piece where w has signs ``side``."""
     if isinstance(ball, L2Ball):
-        reach = ball.radius * norm(w)
-        low, high = data.x @ w - reach, data.x @ w + reach
-    else:
-        # Positive and negative weights apart: the range is linear in them.
-        least, most = (data.x + bound for bound in ball.bounds(data.x))
-        up, down = jnp.maximum(w, 0), jnp.maximum(-w, 0)
-        low, high = least @ up - most @ down, most @ up - least @ down
-    return jnp.maximum(_value(loss, low, y), _value(loss, high, y)) + penalty
+        s, reach = x @ w, ball.radius * norm(w)
+        return s - reach, s + reach
+    # Positive and negative weights apart: the range is linear in them.
+    least, most = corners
+    up, down = jnp.where(side > 0, w, 0), jnp.where(side < 0, -w, 0)
+    return least @ up - most @ down, most @ up - least @ down
 
 
 class Pieces(NamedTuple):
@@ -335,19 +336,17 @@ def _minimise(data, weights, start, l2, *, ball, loss, tolerance, most) -> Optim
     eps = jnp.finfo(start.dtype).eps
     box = isinstance(ball, LInfBox)
 
-    def objective(w):
-        return weights @ losses(w, data, ball=ball, loss=loss, l2=l2) / total
+    y, corners = _signed(data, start.dtype), _corners(data.x, ball)
 
-    def rows(w, side) -> Pieces:
+    def objective(w, side):
         if ball is None:
-            delta = jnp.zeros_like(data.x)
+            worst = _value(loss, data.x @ w, y)
         else:
-            delta = _worst(w, data, side, ball=ball, loss=loss)
-        mode = "direct" if ball is None else "kkt"
-        return pieces(w, data, delta, ball=ball, mode=mode, loss=loss, l2=l2)
+            ends = _range(w, side, data.x, corners, ball)
+            worst = jnp.maximum(*(_value(loss, s, y) for s in ends))
+        return weights @ worst / total + l2 / 2 * (w @ w)
 
-    def gradient(w, side):
-        return weights @ rows(w, side).gradient / total
+    gradient = jax.grad(objective)
 
     def direction(w):
         """The smallest subgradient, and the orthant that it points into."""
@@ -362,26 +361,32 @@ def _minimise(data, weights, start, l2, *, ball, loss, tolerance, most) -> Optim
     def step(carry):
         w, g, side, count, _ = carry
         free = (side != 0).astype(w.dtype) if box else jnp.ones_like(w)
-        at = rows(w, side)
+        if box:  # one perturbed row each, where the range has two
+            low, high = (_value(loss, s, y) for s in _range(w, side, data.x, corners, ball))
+            up = (high > low)[:, None] == (side > 0)[None]
+            x = jnp.where(side[None] == 0, data.x, jnp.where(up, corners[1], corners[0]))
+            a = weights * _bend(loss, x @ w, y) / total
+            bend = lambda v: (a * (x @ v)) @ x + l2 * v
+        else:
+            bend = jax.linearize(lambda w: gradient(w, side), w)[1]
 
         def hessian(v):
-            inside = product(at, free * v, weights) / total
             # Ridge regression in a box has no curvature where all rows agree: a trace of it.
-            return free * (inside + 1e-12 * v) + (1 - free) * v
+            return free * (bend(free * v) + 1e-12 * v) + (1 - free) * v
 
-        solver = CG(tol=1e-2 * tolerance, maxiter=60)
+        solver = CG(tol=1e-3, maxiter=60)
         move = -conjugate_gradients(hessian, free * g, solver=solver).x
 
         def trial(t):
             to = w + t * move
             return jnp.where(jnp.sign(to) == side, to, 0.0) if box else to
 
-        here = objective(w)
+        here = objective(w, side)
 
         def worse(t):
             to = trial(t)
             gain = 1e-4 * g @ (to - w)
-            return (objective(to) > here + gain + 4 * eps * jnp.abs(here)) & (t > 1e-9)
+            return (objective(to, side) > here + gain + 4 * eps * jnp.abs(here)) & (t > 1e-9)
 
         t = jax.lax.while_loop(worse, lambda t: t / 2, jnp.ones((), w.dtype))
         to = trial(t)
