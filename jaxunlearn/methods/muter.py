@@ -168,8 +168,9 @@ def prepare(
     removed = jnp.zeros(n, bool) if removed is None else removed
     kept = ~removed
     if rule.mode == "kkt":
-        inner = inspect(loss_fn, params, data, delta, ball=ball)
-        curvature = inner_curvature(loss_fn, params, data, delta, ball=ball)
+        inner = inspect(loss_fn, params, data, delta, ball=ball, chunk=CHUNK)
+        # Lanczos keeps 32 vectors like a row for each.
+        curvature = inner_curvature(loss_fn, params, data, delta, ball=ball, chunk=CHUNK)
     else:
         inner = Inner(delta, jnp.zeros(n, delta.dtype), removed)
         curvature = jnp.full(n, jnp.inf, delta.dtype)
@@ -262,8 +263,8 @@ def remove(
         raise ValueError(f"forget has shape {jnp.shape(forget)}, but must be ({n},).")
     if isinstance(memory.matrix, tuple) and not isinstance(solver, CG):
         raise ValueError(f"solver={solver!r} needs the matrix: prepare(dense=True), or give CG().")
-    fixed = {"loss_fn": loss_fn, "ball": ball, "rule": rule, "solver": solver, "terms": terms}
-    params, memory = _remove(memory, data, forget, **fixed)
+    fixed = {"loss_fn": loss_fn, "ball": ball, "mode": rule.mode, "solver": solver}
+    params, memory = _remove(memory, data, forget, rule.downdate, **fixed, terms=terms)
     lost = memory.diagnostics.lost_class
     if _validate.known(lost) and lost:
         warnings.warn(
@@ -274,18 +275,18 @@ def remove(
     return params, memory
 
 
-@functools.partial(jax.jit, static_argnames=("loss_fn", "ball", "rule", "solver", "terms"))
-def _remove(memory: Memory, data, forget, *, loss_fn, ball, rule, solver, terms):
+@functools.partial(jax.jit, static_argnames=("loss_fn", "ball", "mode", "solver", "terms"))
+def _remove(memory: Memory, data, forget, downdate, *, loss_fn, ball, mode, solver, terms):
     params, n = memory.params, data.y.shape[0]
     asked = jnp.where(memory.removed, 0, _validate.as_weights(forget))
     removed = memory.removed | (asked > 0)
-    how = {"ball": ball, "mode": rule.mode, "terms": terms, "trusted": memory.trusted}
+    how = {"ball": ball, "mode": mode, "terms": terms, "trusted": memory.trusted}
     some = gradient_sum(
         loss_fn, params, _perturbed(data, memory.delta), weights=asked, chunk=min(CHUNK, n)
     )
     b = tree.add_scaled(memory.gradient, 1, some)
     if isinstance(memory.matrix, tuple):
-        kept = jnp.where(memory.removed, 0, 1 - asked) if rule.downdate else ~memory.removed
+        kept = jnp.where(memory.removed, 0, 1 - asked * downdate)
 
         def product(v):
             given = params, data, memory.delta, v
@@ -295,7 +296,7 @@ def _remove(memory: Memory, data, forget, *, loss_fn, ball, rule, solver, terms)
     else:
         own = total_matrix(loss_fn, params, data, memory.delta, weights=asked, **how)
         after = memory.matrix - own
-        system = after if rule.downdate else memory.matrix
+        system = memory.matrix - downdate * own
     out = solve(system, b, solver=solver)
     decrease = sum(map(jnp.vdot, jax.tree.leaves(b), jax.tree.leaves(out.x))) / 2
     diagnostics = memory.diagnostics._replace(

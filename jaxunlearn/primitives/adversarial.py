@@ -345,7 +345,8 @@ def _refined(loss_fn, params, row, delta, ball, steps: int, cg_steps: int) -> Ar
     gradient = lambda p, d: _input_gradient(loss_fn, p, row, d)
     halves = 0.5 ** jnp.arange(6)
 
-    def step(_, delta):
+    def step(carry):
+        delta, left, _ = carry
         g = gradient(params, delta)
         project, k = _kkt(gradient, params, row, delta, ball)
         definite = lambda v, p=project, k=k: k(v) + v - p(v)  # 1 on what P removes
@@ -362,9 +363,13 @@ def _refined(loss_fn, params, row, delta, ball, steps: int, cg_steps: int) -> Ar
         closer = (residuals[1] < residuals[0]) & (tops[1] >= tops.max() - rounding)
         settled = tops.max() <= tops[0] + rounding
         kept = jnp.where(settled, delta, moves[best])
-        return jnp.where(closer, moves[1], kept)
+        delta = jnp.where(closer, moves[1], kept)
+        return delta, left - 1, jnp.where(closer, residuals[1], jnp.inf)
 
-    return jax.lax.fori_loop(0, steps, step, delta)
+    # Rows that have arrived wait for the others of their chunk, not for the last step.
+    going = lambda carry: (carry[1] > 0) & (carry[2] > 10 * jnp.finfo(delta.dtype).eps)
+    first = _residual(row.x, delta, gradient(params, delta), ball)
+    return jax.lax.while_loop(going, step, (delta, jnp.int32(steps), first))[0]
 
 
 def _steihaug(k, g, steps: int, radius: float) -> Array:
@@ -372,7 +377,7 @@ def _steihaug(k, g, steps: int, radius: float) -> Array:
 
     def going(carry):
         _, r, _, i, done = carry
-        return (i < steps) & ~done & (norm(r) > 1e-11 * norm(g))
+        return (i < steps) & ~done & (norm(r) > 1e-9 * norm(g))
 
     def step(carry):
         s, r, p, i, _ = carry

@@ -285,6 +285,8 @@ def minimise(
     its total Hessian. In a box it has a kink wherever ``w_j = 0``: coordinates whose
     subgradient holds 0 stay there, the others move within their orthant (projected Newton).
     Each direction is found by conjugate gradients, each step halved until the loss falls.
+    Ridge regression in a ball has further kinks, at every residual of 0, and its optimum lies on
+    some of them: there the steps stall, and ``converged`` says so.
 
     Args:
       data: rows with labels 0 and 1.

@@ -95,11 +95,7 @@ def adversarial_newton(
     def step(carry):
         return _newton_step(carry, data, weights, **static)
 
-    if all(map(_validate.known, jax.tree.leaves((carry, data, weights)))):
-        while going(carry):  # in the open: LAPACK inside a compiled loop can hang on a CPU
-            carry = step(carry)
-    else:
-        carry = jax.lax.while_loop(going, step, carry)
+    carry = _loop(going, step, carry)
     params, (inner, _, _, size), count, _ = carry
     return Trained(params, inner, size, count, size <= limit)
 
@@ -115,20 +111,11 @@ def _measured(params, delta, data, weights, *, loss_fn, ball, attack_steps):
     return inner, value, g, size
 
 
-@functools.partial(jax.jit, static_argnames=("loss_fn", "ball", "attack_steps", "dense"))
 def _newton_step(carry, data, weights, *, loss_fn, ball, attack_steps, dense):
     params, (inner, value, g, size), count, _ = carry
-    mean = weights / weights.sum()
-    if dense:
-        system = total_matrix(loss_fn, params, data, inner.delta, ball=ball, weights=mean)
-    else:
-        system = lambda v: total_product(
-            loss_fn, params, data, inner.delta, v, ball=ball, weights=mean, chunk=CHUNK
-        )
-    # CG leaves a direction of descent even where the matrix is indefinite.
-    move = solve(system, g, solver=CG(tol=1e-10, maxiter=500)).x
-    slope = sum(map(jnp.vdot, jax.tree.leaves(g), jax.tree.leaves(move)))
-    move = jax.tree.map(lambda m, leaf: jnp.where(slope > 0, m, leaf), move, g)
+    move = _direction(
+        params, inner.delta, g, data, weights, loss_fn=loss_fn, ball=ball, dense=dense
+    )
     at = lambda t: tree.add_scaled(params, -t, move)
     measure = functools.partial(_measured, loss_fn=loss_fn, ball=ball, attack_steps=attack_steps)
     rounding = 10 * jnp.finfo(value.dtype).eps * (1 + jnp.abs(value))
@@ -138,17 +125,41 @@ def _newton_step(carry, data, weights, *, loss_fn, ball, attack_steps, dense):
         return ~((now < value - rounding) | (now_size < size)) & (t > 1e-3)
 
     def shorter(found):
-        t = found[0] / 2
-        return t, measure(at(t), inner.delta, data, weights)
+        return found[0] / 2, measure(at(found[0] / 2), inner.delta, data, weights)
 
     one = jnp.ones((), value.dtype)
-    t, there = jax.lax.while_loop(
-        worse, shorter, (one, measure(at(one), inner.delta, data, weights))
-    )
+    start = one, measure(at(one), inner.delta, data, weights)
+    t, there = _loop(worse, shorter, start)
     better = (there[1] < value - rounding) | (there[3] < size)
     pick = lambda a, b: jnp.where(better, a, b)
     there = jax.tree.map(pick, there, (inner, value, g, size))
     return jax.tree.map(pick, at(t), params), there, count + 1, better
+
+
+@functools.partial(jax.jit, static_argnames=("loss_fn", "ball", "dense"))
+def _direction(params, delta, g, data, weights, *, loss_fn, ball, dense):
+    given = {"ball": ball, "weights": weights / weights.sum()}
+    if dense:
+        system = total_matrix(loss_fn, params, data, delta, **given)
+    else:
+        system = lambda v: total_product(loss_fn, params, data, delta, v, chunk=CHUNK, **given)
+    # CG leaves a direction of descent even where the matrix is indefinite.
+    move = solve(system, g, solver=CG(tol=1e-10, maxiter=500)).x
+    slope = sum(map(jnp.vdot, jax.tree.leaves(g), jax.tree.leaves(move)))
+    return jax.tree.map(lambda m, leaf: jnp.where(slope > 0, m, leaf), move, g)
+
+
+def _loop(going, step, carry):
+    """A loop in the open if its values are known, and a compiled one if not.
+
+    In the open its parts compile once each, and no LAPACK runs inside a compiled loop, where
+    several batched calls can hang on a CPU.
+    """
+    if not all(map(_validate.known, jax.tree.leaves(carry))):
+        return jax.lax.while_loop(going, step, carry)
+    while going(carry):
+        carry = step(carry)
+    return carry
 
 
 def _perturbed(data: Dataset, delta: Array) -> Dataset:
