@@ -3,7 +3,8 @@
     python -m benchmarks.tables NAME RECORDS_DIR [--json PATH]
 
 NAME is a TOML file of this folder without its ending. RECORDS_DIR has one folder of records for
-each block of the table; where it is missing, the command that makes it is printed.
+each block of the table; where it is missing, the command that makes it is printed. `muter` runs
+its own experiments instead, and keeps them in RECORDS_DIR.
 """
 
 import json
@@ -14,7 +15,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from benchmarks.tables import layout
+from benchmarks.tables import layout, muter
 from jaxunlearn._files import atomic_write
 from jaxunlearn.experiments.environment import environment
 
@@ -32,6 +33,9 @@ def run(
       records_dir: one folder of records for each block.
       json_path: also write everything as JSON to this file.
     """
+    if name == "muter":  # runs its own experiments, and writes them to RECORDS_DIR
+        muter.run(records_dir, Console(width=200))
+        return
     table = layout.load(name)
     blocks = layout.fill(table, records_dir)
     console = Console()

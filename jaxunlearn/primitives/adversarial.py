@@ -29,7 +29,7 @@ class Inner(NamedTuple):
     Attributes:
       delta: ``float[n, ...]``, like ``data.x``.
       residual: ``float[n]``, how far from stationary: the length of the projected step along the
-        gradient, in radii; 0 at a maximum and up to 2.
+        gradient, in radii; 0 at a maximum, of order 1 elsewhere.
       active: ``bool[n]`` on the sphere of an L2 ball, ``bool[n, ...]`` at the bounds of a box.
     """
 
@@ -74,8 +74,9 @@ def inspect(
       >>> data = Dataset(jnp.array([[1.0, 0.0]]), jnp.array([1]))
       >>> loss_fn = lambda w, row: -w @ row.x
       >>> w, ball = jnp.array([0.0, 2.0]), L2Ball(0.5)
-      >>> inspect(loss_fn, w, data, jnp.array([[0.0, 0.5]]), ball=ball).residual.tolist()
-      [2.0]
+      >>> found = inspect(loss_fn, w, data, jnp.array([[0.0, 0.5]]), ball=ball)
+      >>> found.residual.round(3).tolist()  # the gradient points the other way
+      [1.0]
     """
     return _over_rows(_inner, (loss_fn, ball), params, data, delta, chunk=chunk)
 
@@ -217,7 +218,7 @@ def inner_curvature(
       >>> loss_fn = lambda w, row: w @ row.x
       >>> w, ball = jnp.array([3.0, 4.0]), L2Ball(0.5)
       >>> delta = fgsm(loss_fn, w, data, ball=ball).delta
-      >>> inner_curvature(loss_fn, w, data, delta, ball=ball).tolist()  # |g| / r
+      >>> inner_curvature(loss_fn, w, data, delta, ball=ball).round(3).tolist()  # |g| / r
       [10.0]
     """
     return _over_rows(_least_curvature, (loss_fn, ball, steps), params, data, delta, chunk=chunk)

@@ -70,7 +70,8 @@ def total_product(
       >>> data = Dataset(jnp.array([[1.0, 0.0]]), jnp.array([0]))
       >>> loss_fn = lambda w, row: jnp.exp(w @ row.x)
       >>> w, ball = jnp.array([0.0, 2.0]), L2Ball(0.5)
-      >>> delta, v = adversarial.fgsm(loss_fn, w, data, ball=ball).delta, jnp.array([1.0, 0.0])
+      >>> from jaxunlearn.primitives.adversarial import fgsm
+      >>> delta, v = fgsm(loss_fn, w, data, ball=ball).delta, jnp.array([1.0, 0.0])
       >>> product = total_product(loss_fn, w, data, delta, v, ball=ball)
       >>> robust = lambda w: jnp.exp(w[0] + 0.5 * jnp.linalg.norm(w))  # the maximum in the ball
       >>> bool(jnp.allclose(product, jax.hessian(robust)(w) @ v, rtol=1e-4))

@@ -95,8 +95,8 @@ def solve(
     Example:
       >>> a, b = jnp.array([[4.0, 1.0], [1.0, 3.0]]), jnp.array([1.0, 2.0])
       >>> out = solve(a, b, solver=CG(tol=1e-7))
-      >>> out.x.round(4).tolist(), int(out.iterations), Status(int(out.status)).name
-      ([0.09089999645948410..., 0.636399984359741...], 2, 'OK')
+      >>> [f"{x:.4f}" for x in out.x], int(out.iterations), Status(int(out.status)).name
+      (['0.0909', '0.6364'], 2, 'OK')
     """
     if callable(matrix):
         if isinstance(solver, CG):
