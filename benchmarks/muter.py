@@ -159,6 +159,7 @@ def softmax_layer(options: Options) -> Result:
     paper = muter.RULES["muter_paper"]
     memory, theirs = prepare(), prepare(rule=paper, terms=3)
     ratios, papers = [], []
+    order, at_once, one_by_one, again = np.zeros(0), w, w, w
     for seed in range(3):
         order = np.random.default_rng(seed).permutation(n)[:10]
         forget = jnp.zeros(n, bool).at[order].set(True)

@@ -42,9 +42,11 @@ class _Net(nn.Module):
 def network(act: str) -> Model:
     """A convolution, a dense layer of 16, and the last layer: 5 classes."""
     net = _Net(act)
-    return Model(
-        lambda key, x: net.init(key, x)["params"], lambda p, x: net.apply({"params": p}, x)
-    )
+
+    def apply(params, x) -> Any:
+        return net.apply({"params": params}, x)
+
+    return Model(lambda key, x: net.init(key, x)["params"], apply)
 
 
 class Problem(NamedTuple):

@@ -48,12 +48,13 @@ def draw(path: pathlib.Path) -> None:
 
 
 def _sphere(axis, w, delta, truth, ours, theirs) -> None:
-    grid = np.linspace(-1.9, 1.9, 200)
-    x, y = np.meshgrid(grid, grid)
+    tip = np.asarray(delta + theirs)
+    left, right, low, high = -1.3, max(1.5, tip[0] + 0.3), min(-1.3, tip[1] - 0.3), 1.5
+    x, y = np.meshgrid(np.linspace(left, right, 200), np.linspace(low, high, 200))
     axis.contour(x, y, np.log1p(np.exp(w[0] * x + w[1] * y)), 12, colors="0.8", linewidths=0.8)
     angle = np.linspace(0, 2 * np.pi, 200)
     axis.plot(np.cos(angle), np.sin(angle), color="0.3", linewidth=1.2)
-    arrow = {"length_includes_head": True, "head_width": 0.07, "width": 0.012, "zorder": 3}
+    arrow = {"length_includes_head": True, "head_width": 0.14, "width": 0.025, "zorder": 3}
     for step, color, name in (
         (ours, "C0", "constrained (ours)"),
         (theirs, "C3", "unconstrained (paper)"),
@@ -63,7 +64,7 @@ def _sphere(axis, w, delta, truth, ours, theirs) -> None:
     axis.plot(*np.asarray(truth), "k*", markersize=11, label=r"$\delta(w + dw)$", zorder=4)
     axis.set_title("The maximum lies on the sphere and slides along it", fontsize=10)
     axis.legend(loc="lower left", fontsize=8, framealpha=1)
-    axis.set(aspect="equal", xlim=(-1.9, 1.9), ylim=(-1.9, 1.9), xticks=[], yticks=[])
+    axis.set(aspect="equal", xlim=(left, right), ylim=(low, high), xticks=[], yticks=[])
     axis.set_xlabel(r"$\delta_1$")
     axis.set_ylabel(r"$\delta_2$")
 

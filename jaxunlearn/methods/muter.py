@@ -298,7 +298,7 @@ def _remove(memory: Memory, data, forget, downdate, *, loss_fn, ball, mode, solv
         after = memory.matrix - own
         system = memory.matrix - downdate * own
     out = solve(system, b, solver=solver)
-    decrease = sum(map(jnp.vdot, jax.tree.leaves(b), jax.tree.leaves(out.x))) / 2
+    decrease = jnp.sum(jnp.stack(jax.tree.leaves(jax.tree.map(jnp.vdot, b, out.x)))) / 2
     diagnostics = memory.diagnostics._replace(
         residual=out.residual,
         iterations=out.iterations,

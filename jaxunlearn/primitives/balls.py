@@ -139,7 +139,7 @@ def tiny(v: Array) -> Array:
       >>> float(tiny(jnp.zeros(1))) > 0
       True
     """
-    return jnp.finfo(v.dtype).tiny
+    return jnp.asarray(jnp.finfo(v.dtype).tiny)
 
 
 def _slack(v: Array) -> float:

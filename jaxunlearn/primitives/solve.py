@@ -227,7 +227,7 @@ def _matvec(matrix: Array, v: Array) -> Array:
 def _dot(a: PyTree, b: PyTree) -> Array:
     wide = lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
     parts = jax.tree.map(lambda u, v: jnp.vdot(wide(u), wide(v)), a, b)
-    return sum(jax.tree.leaves(parts))
+    return jnp.sum(jnp.stack(jax.tree.leaves(parts)))
 
 
 def _norm(a: PyTree) -> Array:
