@@ -4,10 +4,17 @@
 
 NAME is a TOML file of this folder without its ending. RECORDS_DIR has one folder of records for
 each block of the table; where it is missing, the command that makes it is printed.
+
+    python -m benchmarks.tables NAME [OPTIONS]
+
+where NAME is a Python file of this folder: a table that no run of `jaxunlearn compare` fills.
+It trains what it needs itself; `--help` after the name lists its options.
 """
 
+import importlib
 import json
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -43,6 +50,9 @@ def run(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv and argv[0] in layout.modules():
+        return importlib.import_module(f"benchmarks.tables.{argv[0]}").main(argv[1:])
     try:
         tyro.cli(run, args=argv, prog="python -m benchmarks.tables", description=__doc__)
     except ValueError as error:
