@@ -22,6 +22,8 @@ from jaxunlearn.baselines.retrain import RetrainConfig
 from jaxunlearn.baselines.retrain import unlearner as retrain
 from jaxunlearn.methods.muter_unlearner import MuterConfig
 from jaxunlearn.methods.muter_unlearner import unlearner as muter
+from jaxunlearn.methods.pcmu import PCMUConfig, retrain_unlearner
+from jaxunlearn.methods.pcmu import unlearner as pcmu
 from jaxunlearn.primitives.solve import CG
 from jaxunlearn.training.config import TrainConfig
 from jaxunlearn.training.pruned import PruningConfig
@@ -72,6 +74,7 @@ class PrunedConfig:
     then: Any = None
 
 
+PCMU = "PCMU, Prompt Certified Machine Unlearning, NeurIPS 2022"
 LIU = "Liu et al. 2023, Model Sparsity Can Simplify Machine Unlearning (official code)"
 
 METHODS = {
@@ -89,6 +92,23 @@ METHODS = {
             "Koh and Liang 2017, with Fisher's matrix by Woodbury's identity",
         ),
         Method("influence_woodfisher", woodfisher_unlearner, WoodFisherConfig(), "none", LIU),
+        Method(
+            "pcmu",
+            pcmu,
+            PCMUConfig(),
+            "certified: coordinates of one step; in sampled mode (epsilon, delta) of the model",
+            PCMU,
+            needs="budgets of the coordinates, the mean gradient and its spread",
+            ordinary_training=False,
+        ),
+        Method(
+            "pcmu_retrain",
+            retrain_unlearner,
+            PCMUConfig(),
+            "exact",
+            f"training as {PCMU} without the rows",
+            ordinary_training=False,
+        ),
     )
 }
 
@@ -145,11 +165,8 @@ METHODS |= {
     )
 }
 
-METHODS |= {
-    pruned.name: pruned
-    for pruned in map(_pruned, list(METHODS.values()))
-    if pruned.name != "influence_woodfisher+pruning" and "muter" not in pruned.name
-}
+PRUNABLE = ("noop", "retrain", "finetune", "gradient_ascent", "influence")
+METHODS |= {pruned.name: pruned for pruned in (_pruned(METHODS[name]) for name in PRUNABLE)}
 
 
 def get(name: str) -> Method:

@@ -3,19 +3,25 @@
     python -m benchmarks.tables NAME RECORDS_DIR [--json PATH]
 
 NAME is a TOML file of this folder without its ending. RECORDS_DIR has one folder of records for
-each block of the table; where it is missing, the command that makes it is printed. `muter` runs
-its own experiments instead, and keeps them in RECORDS_DIR.
+each block of the table; where it is missing, the command that makes it is printed.
+
+    python -m benchmarks.tables NAME [OPTIONS]
+
+where NAME is a Python file of this folder: a table that no run of `jaxunlearn compare` fills.
+It trains what it needs itself; `--help` after the name lists its options.
 """
 
+import importlib
 import json
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Annotated
 
 import tyro
 from rich.console import Console
 
-from benchmarks.tables import layout, muter
+from benchmarks.tables import layout
 from jaxunlearn._files import atomic_write
 from jaxunlearn.experiments.environment import environment
 
@@ -33,9 +39,6 @@ def run(
       records_dir: one folder of records for each block.
       json_path: also write everything as JSON to this file.
     """
-    if name == "muter":  # runs its own experiments, and writes them to RECORDS_DIR
-        muter.run(records_dir, Console(width=200))
-        return
     table = layout.load(name)
     blocks = layout.fill(table, records_dir)
     console = Console()
@@ -47,6 +50,9 @@ def run(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv and argv[0] in layout.modules():
+        return importlib.import_module(f"benchmarks.tables.{argv[0]}").main(argv[1:])
     try:
         tyro.cli(run, args=argv, prog="python -m benchmarks.tables", description=__doc__)
     except ValueError as error:

@@ -1,7 +1,7 @@
 """Figures 3 to 5 and Tables 1 and 2 of the MUter paper, with rows for no-op and for the start.
 
-`python -m benchmarks.tables muter FOLDER` writes `linear.json` and `pixel.json` with every figure
-and two pictures into FOLDER, and prints the tables. Linear models: MNIST 1 against 7 if it is
+`python -m benchmarks.tables muter --folder FOLDER` writes a JSON file for every model and ball,
+`pixel.json` and three pictures into FOLDER, and prints the tables. Linear models: MNIST 1 against 7 if it is
 prepared (TFDS_DATA_DIR), the embedded digits otherwise. A linear model's maximum is in closed form
 and FGSM from the row itself is that maximum, so PGD and FGSM share their rows: how far PGD-15 is
 from it is in the file.
@@ -12,6 +12,7 @@ import json
 import pathlib
 import time
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,10 +22,11 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import tyro
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import muter_pixel
+from benchmarks import muter_picture, muter_pixel
 from benchmarks.muter import BALLS, L2, binary
 from jaxunlearn import Dataset
 from jaxunlearn._files import atomic_write
@@ -72,7 +74,7 @@ def linear_block(loss: str, label: str, rows: Dataset, test: Dataset) -> dict[st
     other = train(start=jnp.asarray(0.1 * np.random.default_rng(1).normal(size=d))).w
     worst = linear.maximum(w, rows, ball=ball, loss=loss).delta
     memory = muter_linear.prepare(w, rows, **how)
-    step = jax.jit(lambda m, some: muter_linear.remove(m, some, **how)[0].w)
+    step = jax.jit(lambda m, some, v: muter_linear.remove(m, some, weights=v, **how)[0].w)
     prepared = {}
     for name, (mode, clean) in COMPARED.items():
         at = jnp.zeros_like(rows.x) if clean else worst
@@ -80,10 +82,10 @@ def linear_block(loss: str, label: str, rows: Dataset, test: Dataset) -> dict[st
         prepared[name] = at, linear.matrix(parts)
 
     @functools.partial(jax.jit, static_argnames=("mode", "solver", "keep"))
-    def answer(matrix, some, delta, *, mode, solver, keep):
+    def answer(matrix, some, delta, weights, *, mode, solver, keep):
         parts = linear.pieces(w, some, delta, ball=None, mode=mode, loss=loss, l2=L2)
-        system = matrix if keep else matrix - linear.matrix(parts)
-        return w + solve(system, parts.gradient.sum(0), solver=solver).x
+        system = matrix if keep else matrix - linear.matrix(parts, weights)
+        return w + solve(system, weights @ parts.gradient, solver=solver).x
 
     y = 2 * test.y - 1
 
@@ -101,23 +103,27 @@ def linear_block(loss: str, label: str, rows: Dataset, test: Dataset) -> dict[st
     lines = []
     percent = [max(6, n * p // 100) for p in range(1, 6)]
     for k in [1, 2, 3, 4, 5, *percent]:
-        chosen = np.random.default_rng(k).permutation(n)[:k]
+        # Two sizes of request only, filled with rows of weight 0: two compilations.
+        size = 5 if k <= 5 else percent[-1]
+        chosen = np.random.default_rng(k).permutation(n)[:size]
         some = Dataset(rows.x[chosen], rows.y[chosen])
+        counted = (jnp.arange(size) < k).astype(rows.x.dtype)
+        keep = jnp.ones(n).at[chosen[:k]].set(0.0)
         begin = time.perf_counter()
-        again = jax.block_until_ready(train(weights=jnp.ones(n).at[chosen].set(0.0), start=w))
+        again = jax.block_until_ready(train(weights=keep, start=w))
         warm = time.perf_counter() - begin
         found = {"Retrain": (again.w, warm), "no-op": (w, 0.0), "other start": (other, 0.0)}
-        found["MUter (ours)"] = timed(step, memory, some)
+        found["MUter (ours)"] = timed(step, memory, some, counted)
         for name, (at, matrix) in prepared.items():
             for solver, label_ in ((Cholesky(), ""), (CG(tol=1e-10, maxiter=10), ", CG 10")):
                 call = functools.partial(answer, mode=COMPARED[name][0], solver=solver)
                 found[name + label_] = timed(
-                    functools.partial(call, keep=False), matrix, some, at[chosen]
+                    functools.partial(call, keep=False), matrix, some, at[chosen], counted
                 )
                 if "Newton" in name:
                     kept = functools.partial(call, keep=True)
                     infl = name.replace("Newton", "Influence") + label_
-                    found[infl] = timed(kept, matrix, some, at[chosen])
+                    found[infl] = timed(kept, matrix, some, at[chosen], counted)
         line: dict[str, Any] = {"removed": k, "retrain_gradient": float(again.gradient)}
         for name, (v, seconds) in found.items():
             clean, robust = accuracies(v)
@@ -214,20 +220,29 @@ def draw(blocks: list[dict[str, Any]], folder: pathlib.Path) -> None:
         plt.close(figure)
 
 
-def run(folder: pathlib.Path, console: Console, *, quick: bool = False) -> None:
-    """All of it; what stands in the folder already is not computed again."""
+def run(folder: pathlib.Path = pathlib.Path("runs/muter"), quick: bool = False) -> None:
+    """All of it; what stands in the folder already is not computed again.
+
+    Args:
+      folder: of the figures and pictures.
+      quick: logistic regression on 400 rows only.
+    """
+    console = Console(width=200)
     folder.mkdir(parents=True, exist_ok=True)
     with jax.enable_x64(True), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what does not converge is in the table
-        if not (folder / "linear.json").exists():
-            rows, name = binary(400 if quick else ROWS)
-            test, _ = binary(1000, split="test")
-            cases = [("logistic", ball) for ball in BALLS]
-            cases += [] if quick else [("ridge", ball) for ball in BALLS]
-            blocks = [linear_block(*case, rows, test) for case in cases]
-            _write(folder / "linear.json", {"data": name, "blocks": blocks})
-        blocks = json.loads((folder / "linear.json").read_text())["blocks"]
+        cases = [("logistic", ball) for ball in BALLS]
+        cases += [] if quick else [("ridge", ball) for ball in BALLS]
+        blocks = []
+        for loss, label in cases:
+            path = folder / f"{loss}-{label}.json"
+            if not path.exists():
+                rows, name = binary(400 if quick else ROWS)
+                test, _ = binary(1000, split="test")
+                _write(path, {"data": name, **linear_block(loss, label, rows, test)})
+            blocks.append(json.loads(path.read_text()))
         draw(blocks, folder)
+        muter_picture.draw(folder / "maximum.png")
         show(blocks, console)
         if not quick and not (folder / "pixel.json").exists():
             runs = []
@@ -246,3 +261,7 @@ def _write(path: pathlib.Path, content: dict[str, Any]) -> None:
     with atomic_write(path) as file:
         content = {**content, "environment": environment()}
         file.write(json.dumps(content, indent=1, allow_nan=True).encode())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    tyro.cli(run, args=argv, prog="python -m benchmarks.tables muter", description=__doc__)

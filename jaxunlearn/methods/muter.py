@@ -7,7 +7,7 @@ Removing rows F moves the optimum of ``sum_i max_delta loss(w, x_i + delta)`` by
 with ``D_i`` the total Hessian of row i. The paper's D (Eq. 4) takes the perturbation for an
 unconstrained maximum, which an attack in a ball never is. Ours is that of the constrained
 maximum (``mode="kkt"``); the paper's is kept as ``mode="paper"``, and so are the six methods that
-it compares with. ``docs/muter.md`` shows the difference.
+it compares with. ``docs/papers/muter.md`` shows the difference.
 
 Three stages: :func:`prepare` the memory, :func:`remove` rows (as often as asked), and the memory
 that it returns is ready for the next request. :func:`unlearner` trains as well.

@@ -17,6 +17,7 @@ from jaxunlearn.baselines import (
     WoodFisherConfig,
 )
 from jaxunlearn.methods.muter_unlearner import MuterConfig
+from jaxunlearn.methods.pcmu import PCMUConfig
 from jaxunlearn.primitives.adversarial import PGDConfig
 from jaxunlearn.primitives.balls import L2Ball
 from jaxunlearn.primitives.solve import Cholesky
@@ -45,8 +46,12 @@ SMALL = {
     "gradient_ascent": GradientAscentConfig(epochs=2, batch_size=4, learning_rate=0.01),
     "influence": InfluenceConfig(samples=32),
     "influence_woodfisher": WoodFisherConfig(terms=20),
+    "pcmu": PCMUConfig(learning_rate=0.01),
+    "pcmu_retrain": PCMUConfig(learning_rate=0.01),
     **{name: MUTER for name in registry.METHODS if name.startswith("muter")},
 }
+# Methods that answer a request with the same parameters, and say what is certified about them.
+UNMOVED = ("noop", "pcmu")
 # Two floats apart by the order of a sum, over a training of a few steps.
 CLOSE = {"rtol": 1e-3, "atol": 1e-5}
 
@@ -97,6 +102,12 @@ def case(request) -> Case:
     return Case(request.param, unlearner, jitted, state, once)
 
 
+def allowed(case) -> set[Status]:
+    """A method with a certificate may say that a request is beyond it."""
+    certified = registry.get(case.name).guarantee.startswith("certified")
+    return {Status.OK, Status.BEYOND_CERTIFICATE} if certified else {Status.OK}
+
+
 def test_state_after_fit(case):
     state = case.state
     assert not state.removed.any()
@@ -110,9 +121,9 @@ def test_state_after_a_request(case):
     chex.assert_trees_all_equal_shapes_and_dtypes(case.once, case.state)
     chex.assert_shape([case.once.grads, case.once.status], ())
     chex.assert_type([case.once.grads, case.once.status], [jnp.float32, jnp.int32])
-    assert case.once.status == Status.OK
-    chex.assert_tree_all_finite(case.once)
-    if case.name.partition("+")[0] == "noop":
+    assert int(case.once.status) in allowed(case)
+    chex.assert_tree_all_finite(case.once._replace(certificate=()))  # an epsilon may be infinite
+    if case.name.partition("+")[0] in UNMOVED:
         chex.assert_trees_all_equal(case.once.params, case.state.params)
         assert case.once.grads == 0
     else:
@@ -184,7 +195,7 @@ def test_requests_accumulate(case):
         for unlearner in (case.unlearner, case.jitted)
     )
     np.testing.assert_array_equal(eager.removed, FORGET | second)
-    assert eager.status == Status.OK
+    assert int(eager.status) in allowed(case)
     chex.assert_trees_all_close(jitted, eager, **CLOSE)
 
 
