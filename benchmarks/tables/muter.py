@@ -1,10 +1,11 @@
 """Figures 3 to 5 and Tables 1 and 2 of the MUter paper, with rows for no-op and for the start.
 
-`python -m benchmarks.tables muter --folder FOLDER` writes a JSON file for every model and ball,
-`pixel.json` and three pictures into FOLDER, and prints the tables. Linear models: MNIST 1 against 7 if it is
-prepared (TFDS_DATA_DIR), the embedded digits otherwise. A linear model's maximum is in closed form
-and FGSM from the row itself is that maximum, so PGD and FGSM share their rows: how far PGD-15 is
-from it is in the file.
+    python -m benchmarks.tables muter --folder FOLDER
+
+writes a JSON file for every model and ball, `pixel.json` and three pictures into FOLDER, and prints
+the tables. Linear models: MNIST 1 against 7 if it is prepared (TFDS_DATA_DIR), the embedded digits
+otherwise. A linear model's maximum is in closed form and FGSM from the row itself is that maximum,
+so PGD and FGSM share their rows: how far PGD-15 is from it is in the files.
 """
 
 import functools

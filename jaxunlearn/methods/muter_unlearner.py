@@ -83,8 +83,8 @@ def unlearner(
 
     Guarantee: none. The step is of second order accurate where the inner maxima are strict: a
     smooth network and a small L2 radius. For ReLU networks, large radii and boxes see
-    ``docs/papers/muter.md``; ``state.memory.diagnostics`` says how many rows fell back to the direct
-    Hessian.
+    ``docs/papers/muter.md``; ``state.memory.diagnostics`` says how many rows fell back to the
+    direct Hessian.
 
     Args:
       model: its ``init`` returns the frozen layers, pretrained on other data.
