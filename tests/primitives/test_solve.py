@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxunlearn import Status
-from jaxunlearn.primitives.solve import CG, Cholesky, conjugate_gradients, dense, solve
+from jaxunlearn.primitives.solve import CG, Cholesky, dense, solve, solve_block
 
 P = 12
 SOLVERS = [Cholesky(), CG(tol=1e-13)]
@@ -126,15 +126,21 @@ def test_the_schur_block_system_of_kkt_is_definite_and_equal(system):
     a, b = system
     rng = np.random.default_rng(1)
     cross, k = jnp.asarray(0.2 * rng.normal(size=(4, P))), jnp.asarray(np.diag([1.0, 2, 3, 4]))
-    reduced = a - cross.T @ jnp.linalg.solve(k, cross)
-    product = lambda v: (a @ v[0] - cross.T @ v[1], k @ v[1] - cross @ v[0])
     a = a + jnp.eye(P)
-    reduced = reduced + jnp.eye(P)
-    out = conjugate_gradients(product, (b, jnp.zeros(4)), solver=CG(tol=1e-13))
+    reduced = a - cross.T @ jnp.linalg.solve(k, cross)
+    block = lambda sign: solve_block(
+        lambda v: a @ v,
+        lambda v: cross @ v,
+        lambda v: cross.T @ v,
+        lambda v: sign * k @ v,
+        b,
+        jnp.zeros(4),
+        solver=CG(tol=1e-13),
+    )
+    out = block(1.0)
     assert out.status == Status.OK and out.curvature > 0
-    np.testing.assert_allclose(out.x[0], np.linalg.solve(reduced, b), rtol=1e-9)
-    paper = lambda v: (a @ v[0] + cross.T @ v[1], cross @ v[0] - k @ v[1])  # its sign of d_dd
-    assert solve(paper, (b, jnp.zeros(4)), solver=CG()).status == Status.INDEFINITE
+    np.testing.assert_allclose(out.x, np.linalg.solve(reduced, b), rtol=1e-9)
+    assert block(-1.0).status == Status.INDEFINITE  # the paper's sign
 
 
 def test_bad_input(system):
