@@ -1,8 +1,8 @@
-"""Figures 3 to 5 and Tables 1 and 2 of the MUter paper, with rows for no-op and for the start.
+"""Figures 3 to 5 and Tables 1 and 2 of the MUter paper, with rows for no-op and for another start.
 
     python -m benchmarks.tables muter --folder FOLDER
 
-writes a JSON file for every model and ball, `pixel.json` and three pictures into FOLDER, and prints
+writes a JSON file and a picture for every model and ball and `pixel.json` into FOLDER, and prints
 the tables. Linear models: MNIST 1 against 7 if it is prepared (TFDS_DATA_DIR), the embedded digits
 otherwise. A linear model's maximum is in closed form and FGSM from the row itself is that maximum,
 so PGD and FGSM share their rows: how far PGD-15 is from it is in the files.
@@ -113,7 +113,12 @@ def linear_block(loss: str, label: str, rows: Dataset, test: Dataset) -> dict[st
         begin = time.perf_counter()
         again = jax.block_until_ready(train(weights=keep, start=w))
         warm = time.perf_counter() - begin
-        found = {"Retrain": (again.w, warm), "no-op": (w, 0.0), "other start": (other, 0.0)}
+        floor = train(weights=keep, start=other).w
+        found = {
+            "Retrain": (again.w, warm),
+            "no-op": (w, 0.0),
+            "Retrain, other start": (floor, 0.0),
+        }
         found["MUter (ours)"] = timed(step, memory, some, counted)
         for name, (at, matrix) in prepared.items():
             for solver, label_ in ((Cholesky(), ""), (CG(tol=1e-10, maxiter=10), ", CG 10")):
@@ -190,35 +195,24 @@ def show_pixel(runs: list[dict[str, Any]], console: Console) -> None:
     console.print(table)
 
 
-def draw(blocks: list[dict[str, Any]], folder: pathlib.Path) -> None:
-    """Distance and robustness against removals, one panel a model and ball."""
-    names = (
-        "no-op",
-        "MUter (ours)",
-        "paper (Eq. 16)",
-        "Newton-delta",
-        "Newton-delta, CG 10",
-        "other start",
-    )
-    for what, title in (("distance", "distance to Retrain"), ("robust", "robust accuracy")):
-        figure, axes = plt.subplots(1, len(blocks), figsize=(3.4 * len(blocks), 3.4), sharey=True)
-        for axis, block in zip(np.atleast_1d(axes), blocks, strict=True):
-            k = [line["removed"] for line in block["lines"]]
-            more = ("Retrain",) if what == "robust" else ()
-            for name, mark in zip((*names, *more), "os^vdx+", strict=False):
-                values = [line[name][what] for line in block["lines"]]
-                axis.plot(k, values, marker=mark, markersize=4, linewidth=1, label=name)
-            axis.set_xscale("log")
-            axis.set_title(f"{block['model']}, {block['ball'].split('(')[0]}", fontsize=9)
-            axis.set_xlabel("rows removed")
-            if what == "distance":
-                axis.set_yscale("log")
-        np.atleast_1d(axes)[0].set_ylabel(title)
-        handles, labels = np.atleast_1d(axes)[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="lower center", ncols=4, fontsize=8, frameon=False)
-        figure.tight_layout(rect=(0, 0.15, 1, 1))
-        figure.savefig(folder / f"{what}.png", dpi=110)
-        plt.close(figure)
+def draw(block: dict[str, Any], path: pathlib.Path) -> None:
+    """Distance and robustness against removals, of one model and ball."""
+    names = ("no-op", "MUter (ours)", "paper (Eq. 16)", "Newton-delta", "Newton-delta, CG 10")
+    figure, axes = plt.subplots(1, 2, figsize=(8.4, 4.2))
+    panels = (("distance", "distance to Retrain", names),)
+    panels += (("robust", "robust test accuracy", (*names, "Retrain")),)
+    k = [line["removed"] for line in block["lines"]]
+    for axis, (what, title, shown) in zip(axes, panels, strict=True):
+        for name, mark in zip(shown, "os^vdx", strict=False):
+            values = [line[name][what] for line in block["lines"]]
+            axis.plot(k, values, marker=mark, markersize=4, linewidth=1, label=name)
+        axis.set(xscale="log", xlabel="rows removed", title=title)
+    axes[0].set_yscale("log")
+    handles, labels = axes[1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=3, fontsize=9, frameon=False)
+    figure.tight_layout(rect=(0, 0.14, 1, 1))
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def run(folder: pathlib.Path = pathlib.Path("runs/muter"), quick: bool = False) -> None:
@@ -242,7 +236,7 @@ def run(folder: pathlib.Path = pathlib.Path("runs/muter"), quick: bool = False) 
                 test, _ = binary(1000, split="test")
                 _write(path, {"data": name, **linear_block(loss, label, rows, test)})
             blocks.append(json.loads(path.read_text()))
-        draw(blocks, folder)
+            draw(blocks[-1], path.with_suffix(".png"))
         muter_picture.draw(folder / "maximum.png")
         show(blocks, console)
         if not quick and not (folder / "pixel.json").exists():
