@@ -11,6 +11,7 @@ For n rows at their perturbations the matrix is ``sum_i weights_i H_i``, with on
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.flatten_util
@@ -139,7 +140,7 @@ def _paper_product(loss_fn, ball, terms, params, row, delta, trusted, v):
     return jax.tree.map(jnp.subtract, direct, indirect)
 
 
-_PRODUCTS = {
+_PRODUCTS: dict[str, Callable] = {
     "kkt": _kkt_product,
     "direct": _direct_product,
     "paper": _paper_product,
