@@ -1,0 +1,1 @@
+"""What is provable about a result, and its independent checkers."""
