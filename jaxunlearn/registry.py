@@ -10,16 +10,28 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxunlearn import _validate
+from jaxunlearn.baselines.amnesiac import AmnesiacConfig
+from jaxunlearn.baselines.amnesiac import unlearner as amnesiac
+from jaxunlearn.baselines.feature_unlearning import FeatureUnlearningConfig
+from jaxunlearn.baselines.feature_unlearning import unlearner as feature_unlearning
 from jaxunlearn.baselines.finetune import FineTuneConfig
 from jaxunlearn.baselines.finetune import unlearner as finetune
 from jaxunlearn.baselines.gradient_ascent import GradientAscentConfig
 from jaxunlearn.baselines.gradient_ascent import unlearner as gradient_ascent
 from jaxunlearn.baselines.influence import InfluenceConfig, WoodFisherConfig, woodfisher_unlearner
 from jaxunlearn.baselines.influence import unlearner as influence
+from jaxunlearn.baselines.logit_mask import LogitMaskConfig
+from jaxunlearn.baselines.logit_mask import unlearner as logit_mask
 from jaxunlearn.baselines.noop import NoopConfig
 from jaxunlearn.baselines.noop import unlearner as noop
 from jaxunlearn.baselines.retrain import RetrainConfig
 from jaxunlearn.baselines.retrain import unlearner as retrain
+from jaxunlearn.baselines.sisa import SISAConfig
+from jaxunlearn.baselines.sisa import unlearner as sisa
+from jaxunlearn.methods.prune import PruneConfig
+from jaxunlearn.methods.prune_class import PruneClassConfig
+from jaxunlearn.methods.prune_class import unlearner as prune_class
+from jaxunlearn.methods.prune_state import unlearner as prune
 from jaxunlearn.training.config import TrainConfig
 from jaxunlearn.training.pruned import PruningConfig
 from jaxunlearn.types import Model, Unlearner
@@ -111,6 +123,66 @@ METHODS |= {
     pruned.name: pruned
     for pruned in map(_pruned, list(METHODS.values()))
     if pruned.name != "influence_woodfisher+pruning"
+}
+
+PRUNE = "Li et al. 2025, PRUNE: A Patching Based Repair Framework"
+
+METHODS |= {
+    method.name: method
+    for method in (
+        Method(
+            "prune",
+            prune,
+            PruneConfig(),
+            "certified: the answer at each row changes, and none outside of its linear region",
+            PRUNE,
+            needs="patches; the parameters never change",
+            ordinary_training=False,
+        ),
+        Method(
+            "prune_class",
+            prune_class,
+            PruneClassConfig(),
+            "none (the answer at the covered rows changes)",
+            PRUNE,
+            needs="patches; the parameters never change",
+            ordinary_training=False,
+        ),
+        Method(
+            "logit_mask",
+            logit_mask,
+            LogitMaskConfig(),
+            "none (a masked class is never answered)",
+            "the comparison for class unlearning by suppression",
+            needs="the masked classes; the parameters never change",
+            ordinary_training=False,
+        ),
+        Method(
+            "sisa",
+            sisa,
+            SISAConfig(),
+            "exact",
+            "Bourtoule et al. 2021, Machine Unlearning",
+            needs="a model for each shard and slice",
+            ordinary_training=False,
+        ),
+        Method(
+            "amnesiac",
+            amnesiac,
+            AmnesiacConfig(),
+            "none",
+            "Graves et al. 2021, Amnesiac Machine Learning",
+            needs="the change of every step",
+            ordinary_training=False,
+        ),
+        Method(
+            "feature_unlearning",
+            feature_unlearning,
+            FeatureUnlearningConfig(),
+            "none",
+            "Warnecke et al. 2023, Machine Unlearning of Features and Labels",
+        ),
+    )
 }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxunlearn import _validate
 from jaxunlearn.kernels import region_gate
-from jaxunlearn.methods.prune import Outcome, PruneConfig, Pruned, prune_rows
+from jaxunlearn.methods.prune import Outcome, PruneConfig, prune_rows
 from jaxunlearn.posthoc import Request, answering
 from jaxunlearn.primitives import patches as patching
 from jaxunlearn.primitives import regions
@@ -42,7 +42,7 @@ def unlearner(
     *,
     split: regions.Split | None = None,
 ) -> Unlearner:
-    """:func:`jaxunlearn.methods.prune.prune` as an unlearner: ``params`` never change, patches come to ``memory``.
+    """PRUNE as an unlearner: ``params`` never change, patches come to ``memory``.
 
     Args:
       model: a network that ends in dense ReLU layers.
@@ -53,6 +53,16 @@ def unlearner(
     Raises:
       ValueError: from ``fit``: the network does not end in dense ReLU layers; from
         ``unlearn``: more rows than ``capacity``.
+
+    Example:
+      >>> from jaxunlearn import models
+      >>> train = Dataset(jnp.array([[0.0], [1.0]]), jnp.array([0, 1]))
+      >>> method = unlearner(models.mlp(2, hidden=(4,)), TrainConfig(epochs=50, batch_size=2))
+      >>> state = method.fit(jax.random.key(0), train)
+      >>> forget = jnp.array([True, False])
+      >>> state = method.unlearn(jax.random.key(1), state, train, forget)
+      >>> method.predict(state, train.x).argmax(-1).tolist()
+      [1, 1]
     """
     parts = regions.split(model) if split is None else split
 
@@ -77,8 +87,10 @@ def unlearner(
         at = jnp.minimum(rows, data.y.shape[0] - 1)
         x, y = parts.features(state.params, data.x[at]), data.y[at]
         made = prune_rows(layers, x, y, asked, key, None, config=config)
-        memory, into = _insert(state.memory, made, rows, asked)
+        memory, into = place(state.memory, made.patches, rows, made.outcome, asked)
         status = _status(layers, memory, x, y, asked, made.outcome, into, config)
+        lost = request.forget.sum() > rows.shape[0]
+        status = jnp.where(lost, jnp.int32(Status.BEYOND_CERTIFICATE), status)
         certificate = state.certificate
         if config.mode == "region":
             dual = made.dual.astype(certificate.dtype)
@@ -161,11 +173,25 @@ def _certificate(layers, n: int, config: PruneConfig):
     return jnp.zeros(shape, layers[0].kernel.dtype)
 
 
-def _insert(memory: Memory, made: Pruned, rows, asked) -> tuple[Memory, Array]:
-    """The memory with the new patches after the old, and the place of each (beyond: none)."""
+def place(memory: Memory, new: Patches, rows, outcome, asked) -> tuple[Memory, Array]:
+    """The memory with new patches after the old ones, and the place of each (beyond it: none).
+
+    Args:
+      memory: has room, or the last of the new ones are lost.
+      new: patches.
+      rows: ``int[K]`` of the training data, for each.
+      outcome: ``int[K]``.
+      asked: ``bool[K]``, which of them there are; these come first.
+
+    Example:
+      >>> nobody = jnp.full(2, -1, jnp.int32)
+      >>> memory = Memory(patching.empty(2, 8, 3), nobody, nobody, jnp.int32(1))
+      >>> given = jnp.array([7]), jnp.array([0]), jnp.array([True])
+      >>> place(memory, patching.empty(1, 8, 3), *given)[0].rows.tolist()
+      [-1, 7]
+    """
     capacity = memory.rows.shape[0]
     into = jnp.where(asked, memory.count + jnp.arange(rows.shape[0]), capacity)
-    new = made.patches
     if new.group is not None:
         new = new._replace(group=new.group + memory.count)
 
@@ -176,7 +202,7 @@ def _insert(memory: Memory, made: Pruned, rows, asked) -> tuple[Memory, Array]:
     if kept.group is None:
         kept = patching.deduplicate(kept).patches
     count = jnp.minimum(memory.count + asked.sum(), capacity).astype(jnp.int32)
-    return Memory(kept, put(memory.rows, rows), put(memory.outcome, made.outcome), count), into
+    return Memory(kept, put(memory.rows, rows), put(memory.outcome, outcome), count), into
 
 
 def _status(layers, memory: Memory, x, y, asked, outcome, into, config) -> Array:

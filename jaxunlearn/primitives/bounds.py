@@ -191,8 +191,8 @@ def _crown(layers, low, high, target) -> Bounds:
 def _back(layers, known, rows, offset, low, high):
     """Bounds of ``rows @ relu(z) + offset``, z the last known layer, over the box."""
     lower, upper, c_low, c_high = rows, rows, offset, offset
-    for (l, u), (kernel, bias) in zip(known[::-1], layers[len(known) - 1 :: -1], strict=False):
-        slope, shift, under = _relaxation(l, u)
+    for box, (kernel, bias) in zip(known[::-1], layers[len(known) - 1 :: -1], strict=False):
+        slope, shift, under = _relaxation(*box)
         pos, neg = jax.nn.relu, lambda a: jnp.minimum(a, 0)
         c_low = c_low + _mm(neg(lower), shift)
         c_high = c_high + _mm(pos(upper), shift)
@@ -207,14 +207,14 @@ def _back(layers, known, rows, offset, low, high):
     )
 
 
-def _relaxation(l, u):
-    """Slope and shift of the line above a ReLU on [l, u], and the slope of the one below."""
-    unstable = (l < 0) & (u > 0)
-    width = jnp.where(unstable, u - l, 1)
-    active = (l >= 0).astype(l.dtype)
-    slope = jnp.where(unstable, u / width, active)
-    shift = jnp.where(unstable, -u * l / width, 0)
-    under = jnp.where(unstable, (u >= -l).astype(l.dtype), active)
+def _relaxation(low, high):
+    """Slope and shift of the line above a ReLU, and the slope of the one below."""
+    unstable = (low < 0) & (high > 0)
+    width = jnp.where(unstable, high - low, 1)
+    active = (low >= 0).astype(low.dtype)
+    slope = jnp.where(unstable, high / width, active)
+    shift = jnp.where(unstable, -high * low / width, 0)
+    under = jnp.where(unstable, (high >= -low).astype(low.dtype), active)
     return slope, shift, under
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from jaxunlearn._files import atomic_write
 from jaxunlearn.primitives.patches import Patches
 from jaxunlearn.primitives.regions import dense_layers
+from jaxunlearn.types import Dataset
 
 FORMAT = "jaxunlearn patches 1"
 
@@ -189,6 +190,51 @@ def load_network(path: str | os.PathLike[str]) -> Sequence[tuple[np.ndarray, np.
     layers = [(arrays[kernel], arrays[bias]) for kernel, bias in names]
     dense_layers(layers)
     return layers
+
+
+def save_data(path: str | os.PathLike[str], data: Dataset) -> None:
+    """Writes rows for an auditor: ``x``, flat, and ``y``.
+
+    Args:
+      path: of the file.
+      data: inputs of the dense layers, and labels.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     save_data(folder + "/data.npz", Dataset(np.ones((2, 2, 2)), np.array([0, 1])))
+      ...     load_data(folder + "/data.npz").x.shape
+      (2, 4)
+    """
+    x = np.asarray(data.x).reshape(len(data.x), -1)
+    with atomic_write(pathlib.Path(path)) as out:
+        np.savez(out, x=x, y=np.asarray(data.y))
+
+
+def load_data(path: str | os.PathLike[str]) -> Dataset:
+    """Reads what :func:`save_data` wrote.
+
+    Args:
+      path: of the file.
+
+    Raises:
+      FileNotFoundError: nothing at ``path``.
+      ValueError: it is damaged, or has no ``x`` and ``y`` of as many rows.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     save_data(folder + "/data.npz", Dataset(np.ones((2, 3)), np.array([0, 1])))
+      ...     load_data(folder + "/data.npz").y.tolist()
+      [0, 1]
+    """
+    arrays = _read(path, "data file")
+    if arrays.keys() != {"x", "y"}:
+        raise ValueError(f"path={str(path)!r} holds {sorted(arrays)}, but must hold x and y.")
+    x, y = arrays["x"], arrays["y"]
+    if y.ndim != 1 or x.shape[:1] != y.shape:
+        raise ValueError(f"path={str(path)!r}: x has shape {x.shape} and y {y.shape}.")
+    return Dataset(x.reshape(len(x), -1), y)
 
 
 def _read(path, what: str) -> dict[str, np.ndarray]:

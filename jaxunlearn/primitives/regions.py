@@ -370,7 +370,11 @@ def check_split(parts: Split, model: Model, x: Array) -> None:
 
 
 def finite_rows(name: str, x: Array, width: int) -> None:
-    """``x`` is ``[rows, width]`` and, where its values are known, finite."""
+    """``x`` is ``[rows, width]`` and, where its values are known, finite.
+
+    Example:
+      >>> finite_rows("x", jnp.ones((2, 3)), 3)
+    """
     if x.ndim != 2 or x.shape[1] != width:
         raise ValueError(f"{name} has shape {x.shape}, but must be [rows, {width}].")
     if _validate.known(x) and not np.isfinite(np.asarray(x)).all():
