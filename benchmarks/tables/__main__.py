@@ -1,20 +1,23 @@
 """A paper's table with our numbers beside its own.
 
     python -m benchmarks.tables NAME RECORDS_DIR [--json PATH]
+    python -m benchmarks.tables prune [--help]
 
-NAME is a TOML file of this folder without its ending. RECORDS_DIR has one folder of records for
-each block of the table; where it is missing, the command that makes it is printed.
+PRUNE's tables are run at once, by `prune.py` of this folder. Otherwise NAME is a TOML file of this
+folder without its ending. RECORDS_DIR has one folder of records for each block of the table; where
+it is missing, the command that makes it is printed.
 """
 
 import json
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Annotated
 
 import tyro
 from rich.console import Console
 
-from benchmarks.tables import layout
+from benchmarks.tables import layout, prune
 from jaxunlearn._files import atomic_write
 from jaxunlearn.experiments.environment import environment
 
@@ -43,6 +46,10 @@ def run(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words[:1] == ["prune"]:
+        prune.main(words[1:])
+        return
     try:
         tyro.cli(run, args=argv, prog="python -m benchmarks.tables", description=__doc__)
     except ValueError as error:
