@@ -1,6 +1,4 @@
-"""The attack of Yeom et al. 2018: a row is a member if its loss is at most the mean training loss."""
-
-import jax.numpy as jnp
+"""The attack of Yeom et al. 2018: members are rows of at most the mean training loss."""
 
 from jaxunlearn.audit import _inputs
 from jaxunlearn.audit.roc import share
