@@ -47,6 +47,7 @@ import tyro
 from benchmarks import printing
 from jaxunlearn._files import atomic_write
 from jaxunlearn.audit import Interval
+from jaxunlearn.data import Splits, load
 from jaxunlearn.experiments.environment import environment
 from jaxunlearn.experiments.timing import peak_bytes
 
@@ -58,12 +59,14 @@ class Options:
     json: also write everything as JSON to this file.
     threads: threads of XLA and torch, the process pinned to as many cores; 0 for all.
     only: run these workloads only; the metrics of the others are null.
+    data_dir: folder of prepared TFDS sets; else that of TFDS, or ../shared/tfds if it is there.
     """
 
     quick: bool = False
     json: pathlib.Path | None = None
     threads: int = 1
     only: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    data_dir: pathlib.Path | None = None
 
     @property
     def repeats(self) -> tuple[int, float]:
@@ -202,6 +205,17 @@ def peer(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError:
         return None
+
+
+def dataset(name: str, options: Options) -> Splits | None:
+    """A dataset, or None if it is not prepared: the metrics that need it are then null."""
+    beside = pathlib.Path(__file__).resolve().parents[2] / "shared" / "tfds"
+    for folder in dict.fromkeys((options.data_dir, beside if beside.is_dir() else None)):
+        try:
+            return load(name, data_dir=folder)
+        except FileNotFoundError:
+            continue
+    return None
 
 
 def main(

@@ -48,7 +48,12 @@ UpdateFn = Callable[[Array, Params, Dataset, Request, PyTree | None], Update]
 
 
 def posthoc(
-    model: Model, train: TrainConfig, update: UpdateFn, *, prune: PruningConfig | None = None
+    model: Model,
+    train: TrainConfig,
+    update: UpdateFn,
+    *,
+    prune: PruningConfig | None = None,
+    fit_params: Callable[[Array, Dataset], Params] | None = None,
 ) -> Unlearner:
     """An unlearner that trains ``model`` in the ordinary way and answers with ``update``.
 
@@ -58,6 +63,8 @@ def posthoc(
       update: ``update(key, params, data, request, mask) -> Update``. ``mask`` is the
         pruning mask to stay within, or None.
       prune: train a pruned network and keep its mask ("X + pruning").
+      fit_params: ``fit_params(key, data) -> params``, to train in another way than the ordinary
+        one; ``train.epochs`` passes over the data.
 
     Returns:
       An :class:`Unlearner`. Empty and repeated requests return the state unchanged,
@@ -78,7 +85,9 @@ def posthoc(
 
     def fit_state(key: Array, data: Dataset) -> State:
         n = data.y.shape[0]
-        if prune is None:
+        if fit_params is not None:
+            params, memory, epochs = fit_params(key, data), (), train.epochs
+        elif prune is None:
             params, memory, epochs = fit(key, model, data, config=train), (), train.epochs
         else:
             params, memory, epochs = fit_pruned(key, model, data, train=train, config=prune)

@@ -28,6 +28,8 @@ from jaxunlearn.baselines.retrain import RetrainConfig
 from jaxunlearn.baselines.retrain import unlearner as retrain
 from jaxunlearn.baselines.sisa import SISAConfig
 from jaxunlearn.baselines.sisa import unlearner as sisa
+from jaxunlearn.methods.pcmu import PCMUConfig, retrain_unlearner
+from jaxunlearn.methods.pcmu import unlearner as pcmu
 from jaxunlearn.methods.prune import PruneConfig
 from jaxunlearn.methods.prune_class import PruneClassConfig
 from jaxunlearn.methods.prune_class import unlearner as prune_class
@@ -81,6 +83,7 @@ class PrunedConfig:
     then: Any = None
 
 
+PCMU = "PCMU, Prompt Certified Machine Unlearning, NeurIPS 2022"
 LIU = "Liu et al. 2023, Model Sparsity Can Simplify Machine Unlearning (official code)"
 
 METHODS = {
@@ -98,6 +101,23 @@ METHODS = {
             "Koh and Liang 2017, with Fisher's matrix by Woodbury's identity",
         ),
         Method("influence_woodfisher", woodfisher_unlearner, WoodFisherConfig(), "none", LIU),
+        Method(
+            "pcmu",
+            pcmu,
+            PCMUConfig(),
+            "certified: coordinates of one step; in sampled mode (epsilon, delta) of the model",
+            PCMU,
+            needs="budgets of the coordinates, the mean gradient and its spread",
+            ordinary_training=False,
+        ),
+        Method(
+            "pcmu_retrain",
+            retrain_unlearner,
+            PCMUConfig(),
+            "exact",
+            f"training as {PCMU} without the rows",
+            ordinary_training=False,
+        ),
     )
 }
 
@@ -119,11 +139,8 @@ def _pruned(method: Method) -> Method:
     )
 
 
-METHODS |= {
-    pruned.name: pruned
-    for pruned in map(_pruned, list(METHODS.values()))
-    if pruned.name != "influence_woodfisher+pruning"
-}
+PRUNABLE = ("noop", "retrain", "finetune", "gradient_ascent", "influence")
+METHODS |= {pruned.name: pruned for pruned in (_pruned(METHODS[name]) for name in PRUNABLE)}
 
 PRUNE = "Li et al. 2025, PRUNE: A Patching Based Repair Framework"
 

@@ -1,13 +1,17 @@
 """A paper's table with our numbers beside its own.
 
     python -m benchmarks.tables NAME RECORDS_DIR [--json PATH]
-    python -m benchmarks.tables prune [--help]
 
-PRUNE's tables are run at once, by `prune.py` of this folder. Otherwise NAME is a TOML file of this
-folder without its ending. RECORDS_DIR has one folder of records for each block of the table; where
-it is missing, the command that makes it is printed.
+NAME is a TOML file of this folder without its ending. RECORDS_DIR has one folder of records for
+each block of the table; where it is missing, the command that makes it is printed.
+
+    python -m benchmarks.tables NAME [OPTIONS]
+
+where NAME is a Python file of this folder: a table that no run of `jaxunlearn compare` fills.
+It trains what it needs itself; `--help` after the name lists its options.
 """
 
+import importlib
 import json
 import pathlib
 import sys
@@ -17,7 +21,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from benchmarks.tables import layout, prune
+from benchmarks.tables import layout
 from jaxunlearn._files import atomic_write
 from jaxunlearn.experiments.environment import environment
 
@@ -46,10 +50,9 @@ def run(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    words = sys.argv[1:] if argv is None else list(argv)
-    if words[:1] == ["prune"]:
-        prune.main(words[1:])
-        return
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv and argv[0] in layout.modules():
+        return importlib.import_module(f"benchmarks.tables.{argv[0]}").main(argv[1:])
     try:
         tyro.cli(run, args=argv, prog="python -m benchmarks.tables", description=__doc__)
     except ValueError as error:

@@ -48,7 +48,12 @@ class Block(NamedTuple):
 
 def names() -> list[str]:
     """The tables that there are."""
-    return sorted(path.stem for path in HERE.glob("*.toml"))
+    return sorted({path.stem for path in HERE.glob("*.toml")} | set(modules()))
+
+
+def modules() -> list[str]:
+    """The tables that train what they need: a file of their own, with a ``main(argv)``."""
+    return sorted(path.stem for path in HERE.glob("[!_]*.py") if path.stem != "layout")
 
 
 def load(name: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.tables import prune_paper
+from benchmarks.tables import _prune_paper as prune_paper
 from jaxunlearn import Dataset, TrainConfig, data, models, registry
 from jaxunlearn._files import atomic_write
 from jaxunlearn.audit import loss, tpr_at_fpr, yeom_recall

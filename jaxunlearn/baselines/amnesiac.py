@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxunlearn import _validate, tree
 from jaxunlearn.models.losses import cross_entropy
 from jaxunlearn.posthoc import Request, answering
-from jaxunlearn.training.config import TrainConfig, direction, learning_rate
+from jaxunlearn.training.config import TrainConfig, described_direction, learning_rate
 from jaxunlearn.training.fit import check_model, minimize, shuffled
 from jaxunlearn.types import Array, Dataset, Model, Params, State, Status, Unlearner
 
@@ -121,9 +121,11 @@ def batches_with(key: Array, rows: Array, *, config: TrainConfig) -> Array:
     """
     n = rows.shape[0]
     _, order_key = jax.random.split(key)
-    hits = lambda epoch: (lambda order, here: (rows[order] & here).any(1))(
-        *_batches(order_key, epoch, n, config)
-    )
+
+    def hits(epoch):
+        order, here = _batches(order_key, epoch, n, config)
+        return (rows[order] & here).any(1)
+
     return jax.lax.map(hits, jnp.arange(config.epochs)).reshape(-1)
 
 
@@ -141,7 +143,7 @@ def _traced(key, data, chosen, *, model, config, record) -> Trace:
     n = data.y.shape[0]
     init_key, order_key = jax.random.split(key)
     params = model.init(init_key, data.x[:1])
-    transform, loss_fn = direction(config), cross_entropy(model.apply)
+    transform, loss_fn = described_direction(config), cross_entropy(model.apply)
 
     def mean_loss(params, rows, here):
         losses = jax.vmap(loss_fn, in_axes=(None, 0))(params, Dataset(data.x[rows], data.y[rows]))

@@ -1,7 +1,6 @@
 """SISA (Bourtoule et al. 2021): shards trained apart, so that few have to be trained again."""
 
 import dataclasses
-import functools
 from typing import NamedTuple
 
 import jax
@@ -152,7 +151,7 @@ def unlearner(model: Model, train: TrainConfig, config: SISAConfig = SISAConfig(
         per = -(-n // config.shards)
         order = jax.random.permutation(order_key, n).astype(jnp.int32)
         rows = jnp.resize(order, (config.shards, per))
-        start = jax.vmap(functools.partial(model.init, x=data.x[:1]))(
+        start = jax.vmap(lambda key: model.init(key, data.x[:1]))(
             jax.random.split(init_key, config.shards)
         )
         stored = jax.tree.map(

@@ -175,5 +175,5 @@ def same_network(file: PatchFile, layers: Any) -> None:
         )
 
 
-def _all_care(care: np.ndarray, count: int) -> bool:
+def _all_care(care, count: int) -> bool:
     return bool(np.unpackbits(np.asarray(care), count=count, bitorder="little").all())

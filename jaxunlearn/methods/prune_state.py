@@ -1,7 +1,7 @@
 """PRUNE as an unlearner: its patches and certificates in the state, its parameters as they were."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -195,7 +195,7 @@ def place(memory: Memory, new: Patches, rows, outcome, asked) -> tuple[Memory, A
     if new.group is not None:
         new = new._replace(group=new.group + memory.count)
 
-    def put(old, leaf):
+    def put(old, leaf) -> Any:
         return None if old is None else old.at[into].set(leaf.astype(old.dtype), mode="drop")
 
     kept = Patches(*map(put, memory.patches, new))

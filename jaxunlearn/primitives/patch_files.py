@@ -19,6 +19,7 @@ from jaxunlearn.primitives.regions import dense_layers
 from jaxunlearn.types import Dataset
 
 FORMAT = "jaxunlearn patches 1"
+_write: Any = np.savez
 
 
 class PatchFile(NamedTuple):
@@ -87,7 +88,7 @@ def save_patches(path: str | os.PathLike[str], file: PatchFile) -> None:
     arrays |= {name: leaf for name, leaf in file._asdict().items() if leaf is not None}
     del arrays["patches"]
     with atomic_write(pathlib.Path(path)) as out:
-        np.savez(out, format=FORMAT, **{name: np.asarray(leaf) for name, leaf in arrays.items()})
+        _write(out, format=FORMAT, **{name: np.asarray(leaf) for name, leaf in arrays.items()})
 
 
 def load_patches(path: str | os.PathLike[str]) -> PatchFile:
@@ -155,7 +156,7 @@ def save_network(path: str | os.PathLike[str], params: Any) -> None:
     for number, layer in enumerate(dense_layers(params)):
         arrays |= {f"{name}_{number}": np.asarray(leaf) for name, leaf in layer._asdict().items()}
     with atomic_write(pathlib.Path(path)) as out:
-        np.savez(out, **arrays)
+        _write(out, **arrays)
 
 
 def load_network(path: str | os.PathLike[str]) -> Sequence[tuple[np.ndarray, np.ndarray]]:
@@ -206,9 +207,9 @@ def save_data(path: str | os.PathLike[str], data: Dataset) -> None:
       ...     load_data(folder + "/data.npz").x.shape
       (2, 4)
     """
-    x = np.asarray(data.x).reshape(len(data.x), -1)
+    x: Any = np.asarray(data.x).reshape(len(data.x), -1)
     with atomic_write(pathlib.Path(path)) as out:
-        np.savez(out, x=x, y=np.asarray(data.y))
+        _write(out, x=x, y=np.asarray(data.y))
 
 
 def load_data(path: str | os.PathLike[str]) -> Dataset:
@@ -237,7 +238,7 @@ def load_data(path: str | os.PathLike[str]) -> Dataset:
     return Dataset(x.reshape(len(x), -1), y)
 
 
-def _read(path, what: str) -> dict[str, np.ndarray]:
+def _read(path, what: str) -> dict[str, Any]:
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no {what} at {str(path)!r}.")

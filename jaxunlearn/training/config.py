@@ -66,7 +66,7 @@ class TrainConfig:
             _validate.positive(clip=self.clip)
 
 
-def direction(config: TrainConfig) -> optax.GradientTransformation:
+def described_direction(config: TrainConfig) -> optax.GradientTransformation:
     """The optimizer without its learning rate: gradients in, descent direction out."""
     parts = []
     if config.clip is not None:

@@ -17,7 +17,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jaxunlearn import _progress, _sharding, _validate, tree
 from jaxunlearn._platform import platform
 from jaxunlearn.models.losses import cross_entropy
-from jaxunlearn.training.config import TrainConfig, direction, learning_rate
+from jaxunlearn.training.config import TrainConfig, described_direction, learning_rate
 from jaxunlearn.types import Array, Dataset, LossFn, Model, Params, PyTree
 
 
@@ -28,6 +28,7 @@ def fit(
     *,
     weights: Array | None = None,
     config: TrainConfig = TrainConfig(),
+    direction: optax.GradientTransformation | None = None,
     optimizer: optax.GradientTransformation | None = None,
     mask: PyTree | None = None,
 ) -> Params:
@@ -42,9 +43,11 @@ def fit(
       data: ``x: float[n, ...]``, ``y: int[n]``.
       weights: ``bool`` or ``float[n]``; rows of weight 0 have no influence at all.
       config: hyper-parameters.
-      optimizer: an optax transformation used as it is, its own learning rate
-        included, instead of the one that ``config`` describes. Pass the same object
-        again to reuse the compiled training.
+      direction: an optax transformation from the batch gradient to the direction to
+        descend along, instead of momentum, weight decay and so on of ``config``; its
+        learning rate and schedule still apply. Pass the same object again to reuse
+        the compiled training.
+      optimizer: the same with its own learning rate included, used as it is.
       mask: 0/1 pytree like the parameters; entries at 0 start at 0 and stay there.
 
     Returns:
@@ -54,7 +57,7 @@ def fit(
 
     Raises:
       ValueError: shapes that do not match, labels beyond the model's outputs, NaN
-        inputs, all weights zero.
+        inputs, all weights zero; both ``direction`` and ``optimizer``.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -75,6 +78,7 @@ def fit(
         mask,
         model=model,
         config=config,
+        direction=direction,
         optimizer=optimizer,
     )
 
@@ -95,6 +99,7 @@ def minimize(
     *,
     weights: Array | None = None,
     config: TrainConfig = TrainConfig(),
+    direction: optax.GradientTransformation | None = None,
     optimizer: optax.GradientTransformation | None = None,
     mask: PyTree | None = None,
 ) -> Params:
@@ -110,7 +115,7 @@ def minimize(
       params: where to start; dtypes are kept.
       data: rows; a ``Dataset`` sharded over its rows makes every batch so.
       weights: ``bool`` or ``float[n]``; see the module.
-      config, optimizer, mask: as in :func:`fit`.
+      config, direction, optimizer, mask: as in :func:`fit`.
 
     Cost: ``config.epochs`` times the number of rows of non-zero weight, in sample
     gradients. Memory: parameters, optimizer state and one batch, beside the data.
@@ -141,12 +146,18 @@ def minimize(
         mask,
         loss_fn=loss_fn,
         config=config,
+        direction=direction,
         optimizer=optimizer,
     )
 
 
-def _run(train, key, data, weights, mask, *, config, **static) -> Params:
+def _run(train, key, data, weights, mask, *, config, direction, optimizer, **static) -> Params:
     """Calls a compiled training with checked weights, and shows its progress."""
+    if direction is not None and optimizer is not None:
+        raise ValueError(
+            "direction and optimizer are both given: optimizer has its own learning rate, "
+            "direction takes that of config. Give one of them."
+        )
     used_steps = None
     if weights is not None:
         _validate.row_weights(weights, data.y.shape[0])
@@ -160,6 +171,8 @@ def _run(train, key, data, weights, mask, *, config, **static) -> Params:
             used_steps=used_steps,
             mask=mask,
             config=config,
+            direction=direction,
+            optimizer=optimizer,
             sharding=_sharding.of_rows(data),
             **static,
         )
@@ -173,8 +186,10 @@ def steps_per_epoch(weights: Array, batch_size: int) -> Array:
     return -(-jnp.sum(weights > 0, axis=-1) // min(batch_size, weights.shape[-1]))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "config", "optimizer", "sharding"))
-def _fit(key, data, weights, used_steps, mask, *, model, config, optimizer, sharding):
+@functools.partial(
+    jax.jit, static_argnames=("model", "config", "direction", "optimizer", "sharding")
+)
+def _fit(key, data, weights, used_steps, mask, *, model, config, direction, optimizer, sharding):
     # The initial parameters are made in here, so that nothing outside holds their memory.
     init_key, order_key = jax.random.split(key)
     params = model.init(init_key, data.x[:1])
@@ -189,13 +204,15 @@ def _fit(key, data, weights, used_steps, mask, *, model, config, optimizer, shar
         mask,
         loss_fn=cross_entropy(model.apply),
         config=config,
+        direction=direction,
         optimizer=optimizer,
         sharding=sharding,
     )
 
 
 @functools.partial(
-    jax.jit, static_argnames=("loss_fn", "config", "optimizer", "sharding", "compact")
+    jax.jit,
+    static_argnames=("loss_fn", "config", "direction", "optimizer", "sharding", "compact"),
 )
 def _minimize(
     key,
@@ -207,6 +224,7 @@ def _minimize(
     *,
     loss_fn,
     config,
+    direction=None,
     optimizer=None,
     sharding=None,
     compact=True,  # False: removed rows keep their places and only count zero
@@ -218,7 +236,7 @@ def _minimize(
         weights, compact = jnp.ones(n, jnp.float32), False
     if not compact:
         used_steps = steps
-    transform = direction(config) if optimizer is None else optimizer
+    transform = optimizer or direction or described_direction(config)
     removed = (weights == 0) if compact else None
     kept = jnp.argmax(weights)  # any row that counts
 

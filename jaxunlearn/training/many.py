@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxunlearn import _progress, _sharding, _validate, tree
 from jaxunlearn.models.losses import cross_entropy
@@ -24,6 +25,7 @@ def train_many(
     data: Dataset,
     *,
     config: TrainConfig = TrainConfig(),
+    direction: optax.GradientTransformation | None = None,
     chunk: int | None = None,
     shared_order: bool = False,
 ) -> Params:
@@ -38,6 +40,7 @@ def train_many(
       model: see :class:`jaxunlearn.Model`.
       data: the rows that all of them draw from.
       config: hyper-parameters, the same for all; its progress bar counts chunks.
+      direction: as in :func:`jaxunlearn.training.fit`.
       chunk: models trained at once. Default: as many as keep parameters,
         gradients and momenta within 256 MiB, 64 at most; their activations come on
         top, so give a smaller number for large batches of large images.
@@ -92,6 +95,7 @@ def train_many(
         _chunk,
         model=model,
         config=dataclasses.replace(config, progress=False),
+        direction=direction,
         shared_order=shared_order,
         sharding=_sharding.of_rows(data),
     )
@@ -116,8 +120,12 @@ def train_many(
     return parts[0] if len(parts) == 1 else jax.tree.map(lambda *p: jnp.concatenate(p), *parts)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "config", "shared_order", "sharding"))
-def _chunk(order_key, keys, weights, used_steps, data, *, model, config, shared_order, sharding):
+@functools.partial(
+    jax.jit, static_argnames=("model", "config", "direction", "shared_order", "sharding")
+)
+def _chunk(
+    order_key, keys, weights, used_steps, data, *, model, config, direction, shared_order, sharding
+):
     def one(key, weights, used_steps):
         init_key, own_key = jax.random.split(key)
         return _minimize(
@@ -129,6 +137,7 @@ def _chunk(order_key, keys, weights, used_steps, data, *, model, config, shared_
             None,
             loss_fn=cross_entropy(model.apply),
             config=config,
+            direction=direction,
             sharding=sharding,
             compact=not shared_order,
         )

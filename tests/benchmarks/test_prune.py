@@ -4,8 +4,8 @@ import pytest
 
 from benchmarks import prune
 from benchmarks.harness import Options
+from benchmarks.tables import _prune_paper as prune_paper
 from benchmarks.tables import prune as tables
-from benchmarks.tables import prune_paper
 
 pytestmark = pytest.mark.usefixtures("compiled_in_haste")
 

@@ -54,7 +54,7 @@ def region_gate(
         raise ValueError(f"z has shape {z.shape} and dtype {z.dtype}, but must be float[B, N].")
     width = -(-z.shape[1] // 8)
     for name, value in {"bits": bits, "care": care}.items():
-        if value is None and name == "care":
+        if value is None:  # care of all
             continue
         if value.ndim != 2 or value.shape[1] != width or value.dtype != jnp.uint8:
             raise ValueError(
