@@ -66,18 +66,20 @@ def trained() -> Trained | None:
             continue
     else:
         return None
-    flat = [Dataset(part.x.reshape(len(part.x), -1), part.y) for part in splits[:2]]
+    train, test = (
+        Dataset(part.x.reshape(len(part.x), -1), part.y) for part in (splits.train, splits.test)
+    )
     case = harness.compiled(
-        lambda key, rows: fit(key, MODEL, rows, config=CONFIG), jax.random.key(0), flat[0]
+        lambda key, rows: fit(key, MODEL, rows, config=CONFIG), jax.random.key(0), train
     )
     start = time.perf_counter()
     params = jax.block_until_ready(case.call())
     run = Run(np.array([time.perf_counter() - start]), case.compile_s or 0.0, case.peak_bytes)
-    _, logits = regions.preactivations(params, flat[0].x)
+    _, logits = regions.preactivations(params, train.x)
     # A network that errs at a row has nothing to unlearn there: requests are of rows that it knows.
-    right = np.flatnonzero(np.asarray(logits.argmax(-1) == flat[0].y))
+    right = np.flatnonzero(np.asarray(logits.argmax(-1) == train.y))
     rows = np.random.default_rng(0).choice(right, POINTS, replace=False)
-    return Trained(params, *flat, np.sort(rows), run)
+    return Trained(params, train, test, np.sort(rows), run)
 
 
 def point(options: Options) -> Result:
@@ -169,7 +171,7 @@ def region(options: Options) -> Result:
     few = file._replace(
         patches=jax.tree.map(lambda leaf: leaf[:50], file.patches),
         rows=file.rows[:50],
-        dual=file.dual[:50],
+        dual=np.asarray(made.dual)[:50],
     )
     checking = harness.measure(
         {"one check": Case(lambda: patch_check.check(few, weights), 50)}, options

@@ -36,6 +36,7 @@ PUBLIC = (
     "jaxunlearn.primitives.patch_files",
     "jaxunlearn.primitives.patches",
     "jaxunlearn.primitives.regions",
+    "jaxunlearn.primitives.splits",
     "jaxunlearn.primitives.sparsity",
     "jaxunlearn.registry",
     "jaxunlearn.training",

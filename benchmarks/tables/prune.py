@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.tables import _prune_paper as prune_paper
+from benchmarks.tables import _prune_show
 from jaxunlearn import Dataset, TrainConfig, data, models, registry
 from jaxunlearn._files import atomic_write
 from jaxunlearn.audit import loss, tpr_at_fpr, yeom_recall
@@ -33,18 +33,6 @@ from jaxunlearn.primitives import regions
 from jaxunlearn.primitives.patches import apply_patched
 from jaxunlearn.training import fit
 
-COLUMNS = (
-    "A_te",
-    "A_res",
-    "A_u before",
-    "A_u",
-    "recall before",
-    "recall",
-    "TPR@1%",
-    "fit",
-    "unlearn",
-    "MB",
-)
 MODES = ("point", "replace", "region", "paper")
 
 
@@ -111,7 +99,7 @@ class Setting:
         start = time.perf_counter()
         self.params = jax.block_until_ready(self.fit(self.key, self.train, jnp.ones(count)))
         self.seconds = time.perf_counter() - start
-        self.parts = regions.split(self.model)
+        self.parts = splits.split(self.model)
         self.layers = regions.dense_layers(self.parts.head(self.params))
         embed = jax.jit(self.parts.features)
         self.inputs = [
@@ -155,7 +143,7 @@ class Setting:
             unlearn_s / self.seconds,
             kept / 1e6,
         )
-        return dict(zip(COLUMNS, map(float, values), strict=True))
+        return dict(zip(_prune_show.COLUMNS, map(float, values), strict=True))
 
 
 def folder(options: Options) -> pathlib.Path | None:
@@ -343,96 +331,16 @@ def run(options: Options) -> dict[str, Any]:
     return out
 
 
-def show(out: dict[str, Any], console: Console) -> None:
-    for name, found in out.items():
-        if name in ("options", "environment"):
-            continue
-        console.print(
-            f"\n[bold]{name}[/]  one training: {found['training_s']:.1f} s", highlight=False
-        )
-        drawn = Table(title="Tables III and IV, Figure 3. Times in trainings", title_justify="left")
-        for title in ("points", "", *COLUMNS):
-            drawn.add_column(title, justify="right" if title in COLUMNS else "left", no_wrap=True)
-        for size, methods in found["points"].items():
-            for method, row in methods.items():
-                drawn.add_row(str(size), method, *(_text(c, v) for c, v in row.items()))
-            paper = prune_paper.TABLE_III.get(name, {}).get(int(size), {})
-            for method, row in paper.items():
-                cells = {**dict.fromkeys(COLUMNS), **dict(zip(COLUMNS[:4], row, strict=True))}
-                recall = (
-                    prune_paper.TABLE_IV.get(name, {}).get(method) if int(size) == 100 else None
-                )
-                if recall:
-                    cells["recall before"], cells["recall"] = recall
-                drawn.add_row(
-                    "", f"{method}, paper", *(_text(c, v) for c, v in cells.items()), style="dim"
-                )
-            drawn.add_section()
-        console.print(drawn)
-        if "classes" in found:
-            drawn = Table(title="Table V: mean over classes ± deviation", title_justify="left")
-            titles = list(found["classes"]["before"]["mean"])
-            for title in ("", *titles):
-                drawn.add_column(title, justify="right" if title else "left", no_wrap=True)
-            for method, row in found["classes"].items():
-                cells = (f"{row['mean'][t]:.2f} ± {row['deviation'][t]:.2f}" for t in titles)
-                drawn.add_row(method, *cells)
-            for method, row in prune_paper.TABLE_V.get(name, {}).items():
-                drawn.add_row(f"{method}, paper", "", *(f"{v:.2f}" for v in row), style="dim")
-            console.print(drawn)
-
-
-def _text(column: str, value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4f}" if column in ("fit", "unlearn", "MB") else f"{value:.2f}"
-
-
-def draw(out: dict[str, Any], path: pathlib.Path) -> None:
-    """Figures 3, 4 and 5, a row for each dataset."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    names = [name for name in out if "convergence" in out[name]]
-    figure, axes = plt.subplots(len(names), 3, figsize=(13, 3.8 * len(names)), squeeze=False)
-    for (left, middle, right), name in zip(axes, names, strict=True):
-        found = out[name]
-        largest = found["points"][list(found["points"])[-1]]
-        methods = [m for m in largest if m != "noop"]
-        train = [largest[m]["fit"] for m in methods]
-        unlearn = [largest[m]["unlearn"] for m in methods]
-        left.barh(methods, train, color="0.8", label="training")
-        left.barh(methods, unlearn, left=train, color="tab:blue", label="unlearning")
-        left.set(title=f"{name}: time, {list(found['points'])[-1]} points", xlabel="trainings")
-        left.invert_yaxis()
-        left.legend(loc="lower right")
-        for axis, part, label in ((middle, "clusters", "K"), (right, "sizes", "points")):
-            for value, left_over in found["convergence"][part].items():
-                axis.plot(range(1, len(left_over) + 1), left_over, marker="o", ms=3, label=value)
-            axis.set(
-                title=f"Algorithm 1 by {label}",
-                xlabel="rounds",
-                ylabel="$A_u$ %",
-                xticks=range(1, 5),
-            )
-            axis.legend(title=label)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options = tyro.cli(
         Options, args=argv, prog="python -m benchmarks.tables prune", description=__doc__
     )
     out = run(options)
     console = Console()
-    show(out, console if console.is_terminal else Console(width=190))
+    _prune_show.show(out, console if console.is_terminal else Console(width=190))
     if options.json is not None:
         with atomic_write(options.json) as file:
             file.write(json.dumps(out, indent=1).encode())
     if options.figure is not None:
-        draw(out, options.figure)
+        _prune_show.draw(out, options.figure)
     return out

@@ -144,7 +144,8 @@ class _Programme(NamedTuple):
 @functools.partial(jax.jit, static_argnames=("iterations", "chunk"))
 def _bound(layers, bits, target, low, high, *, iterations, chunk) -> RegionBound:
     def solve(inputs):
-        programme, own = _programme(layers, *inputs, low, high)
+        bits, target = inputs
+        programme, own = _programme(layers, bits, target, low, high)
         y = _pdhg(programme, iterations)
         y = jnp.where(own[..., None], 0, y)
         bound, size = programme.value(y)

@@ -25,7 +25,7 @@ from jaxunlearn.methods.prune import Outcome, leaders, runner_up
 from jaxunlearn.methods.prune_state import Memory, check, place, requested
 from jaxunlearn.posthoc import Request, answering
 from jaxunlearn.primitives import patches as patching
-from jaxunlearn.primitives import regions
+from jaxunlearn.primitives import regions, splits
 from jaxunlearn.primitives.bounds import certified_radius, fixed_neurons
 from jaxunlearn.primitives.patches import SHARPNESS, Patches
 from jaxunlearn.training.config import TrainConfig
@@ -224,7 +224,7 @@ def unlearner(
     train: TrainConfig,
     config: PruneClassConfig = PruneClassConfig(),
     *,
-    split: regions.Split | None = None,
+    split: splits.Split | None = None,
 ) -> Unlearner:
     """:func:`prune_class` as an unlearner; rows of several classes get a constant each.
 
@@ -232,7 +232,7 @@ def unlearner(
       model: a network that ends in dense ReLU layers.
       train: how to train it.
       config: how far to widen.
-      split: where these layers begin; found by :func:`regions.split` if None.
+      split: where these layers begin; found by :func:`splits.split` if None.
 
     Raises:
       ValueError: from ``fit``: the network does not end in dense ReLU layers.
@@ -247,7 +247,7 @@ def unlearner(
       >>> method.predict(state, train.x).argmax(-1).tolist()
       [1, 1]
     """
-    parts = regions.split(model) if split is None else split
+    parts = splits.split(model) if split is None else split
 
     def fit_state(key: Array, data: Dataset) -> State:
         check(model, parts, data.x.shape[1:], data.x.dtype.name)

@@ -12,7 +12,7 @@ from jaxunlearn.kernels import region_gate
 from jaxunlearn.methods.prune import Outcome, PruneConfig, prune_rows
 from jaxunlearn.posthoc import Request, answering
 from jaxunlearn.primitives import patches as patching
-from jaxunlearn.primitives import regions
+from jaxunlearn.primitives import regions, splits
 from jaxunlearn.primitives.patches import Patches
 from jaxunlearn.training.config import TrainConfig
 from jaxunlearn.training.fit import fit
@@ -40,7 +40,7 @@ def unlearner(
     train: TrainConfig,
     config: PruneConfig = PruneConfig(),
     *,
-    split: regions.Split | None = None,
+    split: splits.Split | None = None,
 ) -> Unlearner:
     """PRUNE as an unlearner: ``params`` never change, patches come to ``memory``.
 
@@ -48,7 +48,7 @@ def unlearner(
       model: a network that ends in dense ReLU layers.
       train: how to train it.
       config: how to patch.
-      split: where these layers begin; found by :func:`regions.split` if None.
+      split: where these layers begin; found by :func:`splits.split` if None.
 
     Raises:
       ValueError: from ``fit``: the network does not end in dense ReLU layers; from
@@ -64,7 +64,7 @@ def unlearner(
       >>> method.predict(state, train.x).argmax(-1).tolist()
       [1, 1]
     """
-    parts = regions.split(model) if split is None else split
+    parts = splits.split(model) if split is None else split
 
     def fit_state(key: Array, data: Dataset) -> State:
         check(model, parts, data.x.shape[1:], data.x.dtype.name)
@@ -111,15 +111,15 @@ def unlearner(
 
 
 @functools.lru_cache
-def check(model: Model, parts: regions.Split, shape: tuple[int, ...], dtype: str) -> None:
-    """:func:`regions.check_split`, once for each model and shape of inputs.
+def check(model: Model, parts: splits.Split, shape: tuple[int, ...], dtype: str) -> None:
+    """:func:`splits.check_split`, once for each model and shape of inputs.
 
     Example:
       >>> from jaxunlearn import models
       >>> model = models.mlp(3)
-      >>> check(model, regions.split(model), (4,), "float32")
+      >>> check(model, splits.split(model), (4,), "float32")
     """
-    regions.check_split(parts, model, jax.ShapeDtypeStruct((1, *shape), dtype))
+    splits.check_split(parts, model, jax.ShapeDtypeStruct((1, *shape), dtype))
 
 
 def requested(forget: Array, used: Array, capacity: int) -> tuple[Array, int]:

@@ -12,7 +12,7 @@ the patch the network is what it was.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ class Patches(NamedTuple):
     """K patches, any of which may be empty (``delta`` zero and not ``replace``).
 
     Attributes:
-      bits: ``uint8[K, W]``, the region of each (:func:`regions.activation_pattern`).
+      bits: ``uint8[K, W]``, the region of each (:func:`~jaxunlearn.primitives.regions.activation_pattern`).
       delta: ``float[K, L]``, what is added to the logits, or put in their place.
       target: ``int32[K]``, the class that the patch makes the answer.
       replace: ``bool[K]``: ``delta`` takes the place of the logits.
@@ -161,7 +161,7 @@ def corrected(patches: Patches, gates: Array, base: Array) -> Array:
     return base * (1 - taken)[:, None] + added
 
 
-def empty(count: int, neurons: int, classes: int, dtype="float32") -> Patches:
+def empty(count: int, neurons: int, classes: int, dtype: Any = "float32") -> Patches:
     """Patches that do nothing, as places for some to come.
 
     Example:

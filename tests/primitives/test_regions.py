@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxunlearn import models
-from jaxunlearn.primitives import regions
+from jaxunlearn.primitives import regions, splits
 
 pytestmark = pytest.mark.usefixtures("compiled_in_haste")
 
@@ -81,8 +81,8 @@ def test_bits_are_numpys(key):
 @pytest.mark.parametrize("make", [models.mlp, models.cnn])
 def test_split_of_our_models(make):
     model, x = make(3), jnp.ones((2, 8, 8, 1))
-    parts = regions.split(model)
-    regions.check_split(parts, model, x)
+    parts = splits.split(model)
+    splits.check_split(parts, model, x)
     params = model.init(jax.random.key(0), x)
     _, logits = regions.preactivations(parts.head(params), parts.features(params, x))
     np.testing.assert_allclose(logits, model.apply(params, x), rtol=1e-5)
@@ -91,12 +91,12 @@ def test_split_of_our_models(make):
 def test_models_that_do_not_end_in_relu_layers():
     x = jnp.ones((1, 12, 12, 1))
     with pytest.raises(ValueError, match="hidden ReLU layer.*single region"):
-        regions.check_split(regions.split(models.logistic(3)), models.logistic(3), x)
+        splits.check_split(splits.split(models.logistic(3)), models.logistic(3), x)
     with pytest.raises(ValueError, match="its logits differ"):  # tanh between
-        regions.check_split(regions.split(models.lenet(3)), models.lenet(3), x)
+        splits.check_split(splits.split(models.lenet(3)), models.lenet(3), x)
     plain = models.mlp(3)._replace(apply=lambda params, x: x.reshape(x.shape[0], -1)[:, :3])
     with pytest.raises(ValueError, match="no layer Dense_0.*split=Split"):
-        regions.check_split(regions.split(plain), plain, x)
+        splits.check_split(splits.split(plain), plain, x)
 
 
 def test_bad_stacks():
