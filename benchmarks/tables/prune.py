@@ -11,7 +11,7 @@ import functools
 import json
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -299,7 +299,8 @@ def classes(setting: Setting, options: Options, labels: Sequence[int]) -> dict[s
     }
 
 
-def run(options: Options) -> dict[str, Any]:
+def run(options: Options) -> Iterator[tuple[str, dict[str, Any]]]:
+    """One part after the other, by name, as it is done: points come before the rest."""
     if options.quick:
         options = dataclasses.replace(
             options,
@@ -311,36 +312,38 @@ def run(options: Options) -> dict[str, Any]:
             features=False,
         )
     labels = (0, 1) if options.quick else range(10)
-    out: dict[str, Any] = {"options": {k: str(v) for k, v in dataclasses.asdict(options).items()}}
+    yield "options", {name: str(value) for name, value in dataclasses.asdict(options).items()}
     for name in options.datasets:
         setting = Setting(name, options)
-        out[name] = {
-            "training_s": setting.seconds,
-            "points": points(setting, options.sizes, options.seed),
-            "convergence": convergence(setting, options.sizes, options.seed),
-            "classes": classes(setting, options, labels),
-        }
+        block: dict[str, Any] = {"training_s": setting.seconds}
+        block["points"] = points(setting, options.sizes, options.seed)
+        yield name, block
+        block["convergence"] = convergence(setting, options.sizes, options.seed)
+        block["classes"] = classes(setting, options, labels)
+        yield name, block
     if options.features:
         small = dataclasses.replace(options, rows=20000, epochs=3)
         setting = Setting("fashion_mnist", small, model=prune_paper.vgg_style())
-        out["fashion_mnist, convolutional"] = {
-            "training_s": setting.seconds,
-            "points": points(setting, options.sizes[:1], options.seed, peers=False),
-        }
-    out["environment"] = environment()
-    return out
+        found = points(setting, options.sizes[:1], options.seed, peers=False)
+        yield (
+            "fashion_mnist, convolutional",
+            {"training_s": setting.seconds, "points": found},
+        )
+    yield "environment", environment()
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options = tyro.cli(
         Options, args=argv, prog="python -m benchmarks.tables prune", description=__doc__
     )
-    out = run(options)
+    out: dict[str, Any] = {}
+    for name, part in run(options):
+        out[name] = part
+        if options.json is not None:  # what is done is kept if the rest is not waited for
+            with atomic_write(options.json) as file:
+                file.write(json.dumps(out, indent=1).encode())
     console = Console()
     _prune_show.show(out, console if console.is_terminal else Console(width=190))
-    if options.json is not None:
-        with atomic_write(options.json) as file:
-            file.write(json.dumps(out, indent=1).encode())
     if options.figure is not None:
         _prune_show.draw(out, options.figure)
     return out

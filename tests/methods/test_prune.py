@@ -154,22 +154,13 @@ def test_two_requests_in_one_region(trained):
     twice = prune(params, jnp.tile(x, (2, 1)), jnp.tile(y, 2), config=config("point"))
     assert twice.outcome.tolist() == [Outcome.FLIPPED, Outcome.SHARED]
     assert live(twice.patches).tolist() == [True, False]
-    # A twin in the same region with another label, which the first patch would answer.
-    second = int(runner_up(MODEL.apply(params, x), y)[0])
-    layers = regions.dense_layers(params)
-    # Another network with the two classes' weights nearly equal has both labels in one region.
-    direction = np.asarray(layers[0].kernel[:, 0])
-    step = 1e-3 * direction / np.linalg.norm(direction)
-    last = layers[-1]
-    bias = np.array(last.bias)
-    logits = np.asarray(MODEL.apply(params, x))[0]
-    bias[second] += logits[int(y[0])] - logits[second]  # a tie at the point
-    tied = (*layers[:-1], (last.kernel, jnp.asarray(bias)))
-    pair = jnp.asarray(np.stack([np.asarray(x)[0] + s * step for s in (1, -1)]), jnp.float32)
-    answers = regions.preactivations(tied, pair)[1].argmax(-1)
-    if answers[0] != answers[1]:
-        found = prune(tied, pair, answers, config=PruneConfig())
-        assert found.outcome.tolist() == [Outcome.FLIPPED, Outcome.CONFLICT]
+    # One region, v > 0, with two labels in it: what answers one wrongly answers the other rightly.
+    layers = [(jnp.ones((1, 1)), jnp.zeros(1)), (jnp.array([[1.0, 0.0]]), jnp.array([0.0, 1.0]))]
+    pair, labels = jnp.array([[2.0], [0.5]]), jnp.array([0, 1])
+    found = prune(layers, pair, labels)
+    assert found.outcome.tolist() == [Outcome.FLIPPED, Outcome.CONFLICT]
+    other_order = prune(layers, pair[::-1], labels[::-1])
+    assert other_order.outcome.tolist() == [Outcome.FLIPPED, Outcome.CONFLICT]
 
 
 def test_bad_input(trained):
