@@ -77,7 +77,7 @@ class Status(enum.IntEnum):
     NOT_FINITE = 1
     # An iterative solve stopped before its tolerance.
     NOT_CONVERGED = 2
-    # The request is larger than what the method certified. No method returns it yet.
+    # The request is larger than what the method certified; the result is what it would be.
     BEYOND_CERTIFICATE = 3
 
 

@@ -85,11 +85,11 @@ class Setting:
     """One dataset and its original network: what every method is measured against."""
 
     def __init__(self, name: str, options: Options, model=None):
-        splits = data.load(name, data_dir=folder(options))
-        count = options.rows or len(splits.train.x)
+        loaded = data.load(name, data_dir=folder(options))
+        count = options.rows or len(loaded.train.x)
         flat = lambda x: x if model else x.reshape(len(x), -1)
-        self.train = Dataset(flat(splits.train.x[:count]), splits.train.y[:count])
-        self.test = Dataset(flat(splits.test.x), splits.test.y)
+        self.train = Dataset(flat(loaded.train.x[:count]), loaded.train.y[:count])
+        self.test = Dataset(flat(loaded.test.x), loaded.test.y)
         self.model = model or models.mlp(10, hidden=(256, 256))
         self.config = TrainConfig(
             epochs=options.epochs, optimizer="adam", learning_rate=1e-3, schedule="constant"

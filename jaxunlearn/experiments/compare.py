@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn import _progress, audit, data, models, registry, tree
-from jaxunlearn.experiments import measure, trained
+from jaxunlearn.experiments import measure, notes, trained
 from jaxunlearn.experiments.config import CompareConfig
 from jaxunlearn.experiments.environment import environment
 from jaxunlearn.experiments.records import Records, jsonable, locked
@@ -115,7 +115,8 @@ def _run_seed(task: Task, seed: int, records: Records, display, bar) -> None:
             record = _method_record(task, request, originals[start], references, name, retrain)
         records.append(record)
         if record.get("status", "OK") != "OK":
-            _warn(f"{record['run_id']}: {record['status']}; its row is not to be trusted.", display)
+            status = record["status"]
+            _warn(f"{record['run_id']}: {status}; {notes.advice(status)}", display)
         announce(name, advance=1)
 
 
@@ -176,6 +177,12 @@ def _reference_record(task: Task, request: Request, references: References) -> d
     return jsonable(record)
 
 
+def _scalars(certificate: Any) -> dict[str, float]:
+    """The numbers in a certificate; what it says of single parameters stays in the state."""
+    fields = certificate._asdict() if hasattr(certificate, "_asdict") else {}
+    return {name: value.item() for name, value in fields.items() if jnp.ndim(value) == 0}
+
+
 def _frm_terms(references: References) -> Array:
     return jnp.asarray([measure.frm_terms(values) for values in references.scores])
 
@@ -217,6 +224,7 @@ def _method_record(
         "n_params": tree.size(state.params),
         "hparams": dataclasses.asdict(config),
         "status": Status(int(state.status)).name,
+        "certificate": _scalars(state.certificate),
         **scores,
         **{f"{score}_before": original.scores[score] for score in BEFORE},
         "train_s": original.train_s,

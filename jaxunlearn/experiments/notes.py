@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from jaxunlearn.experiments.metrics import BY_KEY, METRICS
 from jaxunlearn.experiments.summary import Cell, Summary
+from jaxunlearn.types import Status
 
 # The columns that the verdict looks at: what was kept, what was forgotten, and how it looks.
 VERDICT = ("acc_test", "acc_forget", "jsd")
@@ -100,14 +101,18 @@ def notes(summary: Summary) -> list[str]:
     ]
 
 
+def advice(status: str) -> str:
+    """What to make of a row with a status that is not OK."""
+    if status == Status.BEYOND_CERTIFICATE.name:
+        return "its numbers stand, but nothing is certified about the whole request."
+    return "its row is not to be trusted."
+
+
 def _runs(summary: Summary) -> Iterable[str]:
     for row in summary.rows:
         for status in dict.fromkeys(row.failures.values()):
             seeds = [str(seed) for seed, found in row.failures.items() if found == status]
-            yield (
-                f"{row.method} reported {status} for seed {_listed(seeds)}: "
-                "its row is not to be trusted."
-            )
+            yield f"{row.method} reported {status} for seed {_listed(seeds)}: {advice(status)}"
     for row in summary.rows:
         keys = [m for m in METRICS if not m.ratio and math.isnan(row.cells[m.key].value.estimate)]
         if keys:

@@ -111,7 +111,7 @@ def _row(row: Row, summary: Summary, metrics: Sequence[Metric]) -> str:
     if len(row.seeds) < len(summary.seeds):
         remarks.append(f"{len(row.seeds)} of {len(summary.seeds)} seeds")
     under = "".join(f'<small class="fail">{escape(text)}</small>' for text in remarks)
-    kind = "failed" if row.failures else row.method if row.method in ("noop", "retrain") else ""
+    kind = "failed" if row.broken else row.method if row.method in ("noop", "retrain") else ""
     cells = "".join(_cell(row.cells[metric.key], metric) for metric in metrics)
     return f'<tr class="{kind}"><th scope="row">{escape(row.method)}{under}</th>{cells}</tr>'
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxunlearn.audit.band import Band, gap_band
 from jaxunlearn.audit.intervals import Interval, mean_interval
 from jaxunlearn.experiments.metrics import METRICS, Metric
+from jaxunlearn.types import Status
 
 LEVEL = 0.95
 
@@ -52,6 +53,11 @@ class Row(NamedTuple):
     failures: dict[int, str]
     cells: dict[str, Cell]
     histogram: dict[str, np.ndarray] | None
+
+    @property
+    def broken(self) -> bool:
+        """Whether its numbers are not to be trusted; a certificate that ends short spoils none."""
+        return bool(set(self.failures.values()) - {Status.BEYOND_CERTIFICATE.name})
 
 
 class Summary(NamedTuple):

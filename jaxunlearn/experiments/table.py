@@ -93,7 +93,7 @@ def _row(row: Row, summary: Summary, metrics: Sequence[Metric]) -> list[str]:
             text += f"\n{gap} {mark(cell) or ' '}"
         cells.append(text)
     role = {"noop": "dim", "retrain": "bold"}.get(row.method, "")
-    return ["red" if row.failures else role, *cells]
+    return ["red" if row.broken else role, *cells]
 
 
 def _null_row(summary: Summary, metrics: Sequence[Metric]) -> list[str]:

@@ -30,7 +30,8 @@ class Patches(NamedTuple):
     """K patches, any of which may be empty (``delta`` zero and not ``replace``).
 
     Attributes:
-      bits: ``uint8[K, W]``, the region of each (:func:`~jaxunlearn.primitives.regions.activation_pattern`).
+      bits: ``uint8[K, W]``, the region of each, from
+        :func:`~jaxunlearn.primitives.regions.activation_pattern`.
       delta: ``float[K, L]``, what is added to the logits, or put in their place.
       target: ``int32[K]``, the class that the patch makes the answer.
       replace: ``bool[K]``: ``delta`` takes the place of the logits.

@@ -291,7 +291,8 @@ def test_a_run_without_a_value_is_not_left_out():
     summary = summarise(records)
     row = summary.row("broken")
     assert np.isnan(row.cells["acc_test"].value.estimate) and row.cells["acc_test"].inside is None
-    assert row.failures == {1: "NOT_FINITE"}
+    assert row.failures == {1: "NOT_FINITE"} and row.broken
+    assert not row._replace(failures={1: "BEYOND_CERTIFICATE"}).broken
     found = notes(summary)
     assert any("broken reported NOT_FINITE for seed 1" in note for note in found)
     assert any("broken has runs without a finite value of TA" in note for note in found)

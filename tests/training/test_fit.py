@@ -10,7 +10,7 @@ import optax
 import pytest
 from scipy.special import softmax
 
-from jaxunlearn import Dataset, TrainConfig, _progress, data, fit, minimize, models
+from jaxunlearn import Dataset, TrainConfig, _progress, data, fit, minimize, models, train_many
 from jaxunlearn.training import PruningConfig, fit_pruned
 
 pytestmark = pytest.mark.usefixtures("compiled_in_haste")
@@ -211,6 +211,22 @@ def test_masked_entries_stay_zero(rows, optimizer):
     for leaf, kept in zip(jax.tree.leaves(params), jax.tree.leaves(mask), strict=True):
         assert (leaf[kept == 0] == 0).all()
         assert (leaf[kept == 1] != 0).mean() > 0.9
+
+
+def test_own_direction_keeps_the_rate_and_its_schedule(rows):
+    """Momentum as a direction of one's own is the momentum of the configuration."""
+    with_momentum = TrainConfig(epochs=2, batch_size=16, momentum=0.9, schedule="cosine")
+    without = dataclasses.replace(with_momentum, momentum=0.0)
+    direction = optax.trace(0.9)
+    own = fit(KEY, LOGISTIC, rows, config=without, direction=direction)
+    chex.assert_trees_all_equal(own, fit(KEY, LOGISTIC, rows, config=with_momentum))
+    n = rows.y.shape[0]
+    many = train_many(
+        KEY[None], jnp.ones((1, n)), LOGISTIC, rows, config=without, direction=direction
+    )
+    chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[0], many), own, atol=1e-6)
+    with pytest.raises(ValueError, match="direction and optimizer are both given"):
+        fit(KEY, LOGISTIC, rows, direction=direction, optimizer=optax.sgd(0.1))
 
 
 def test_own_optimizer_is_used_as_it_is(rows):
