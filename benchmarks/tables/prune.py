@@ -30,7 +30,7 @@ from jaxunlearn.baselines import AmnesiacConfig, FeatureUnlearningConfig, SISACo
 from jaxunlearn.experiments.environment import environment
 from jaxunlearn.methods.prune import PruneConfig, prune_rows
 from jaxunlearn.methods.prune_class import PruneClassConfig, prune_class
-from jaxunlearn.primitives import regions
+from jaxunlearn.primitives import regions, splits
 from jaxunlearn.primitives.patches import apply_patched
 from jaxunlearn.training import fit
 
