@@ -78,6 +78,7 @@ def test_low_precision_is_widened():
     assert region_gate(z.astype(jnp.bfloat16), bits).dtype == jnp.float32
 
 
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")  # jax 0.12
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 def test_lowers_for_accelerators(platform):
     """As far as it can be checked without one: the kernel's own compiler takes it."""

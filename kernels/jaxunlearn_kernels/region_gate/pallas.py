@@ -1,5 +1,8 @@
 """For GPU and TPU: a tile of the result at a time, bits unpacked where they are used.
 
+On a GPU it goes through Triton: Mosaic has no general product of matrices. jax 0.12 warns that it
+will drop Triton, one more reason for the reference to be the default.
+
 Beside the reference this saves the clipped violations and the float masks, which are
 ``2 B N + 2 K N`` floats in main memory, written once and read by every tile.
 """
