@@ -86,7 +86,7 @@ def draw(out: dict[str, Any], path: pathlib.Path) -> None:
         left.barh(methods, unlearn, left=train, color="tab:blue", label="unlearning")
         left.set(title=f"{name}: time, {list(found['points'])[-1]} points", xlabel="trainings")
         left.invert_yaxis()
-        left.legend(loc="lower right")
+        left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=2)
         for axis, part, label in ((middle, "clusters", "K"), (right, "sizes", "points")):
             for value, left_over in found["convergence"][part].items():
                 axis.plot(range(1, len(left_over) + 1), left_over, marker="o", ms=3, label=value)
