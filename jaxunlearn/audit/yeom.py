@@ -32,6 +32,7 @@ def yeom_recall(
       ValueError: an empty group, losses that are no vector, bad weights.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> float(yeom_recall(jnp.array([0.1, 0.3]), jnp.array([0.1, 0.2, 5.0, 6.0])))
       0.5
     """
