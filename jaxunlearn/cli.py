@@ -1,4 +1,4 @@
-"""The command line: ``jaxunlearn compare``, ``report``, ``methods``, ``models``."""
+"""The command line: ``jaxunlearn compare``, ``report``, ``audit-patch``, ``methods`` and so on."""
 
 import dataclasses
 import json
@@ -74,7 +74,61 @@ def models() -> None:
     _console().print(grid)
 
 
-COMMANDS = {"compare": compare, "report": report, "methods": methods, "models": models}
+def audit_patch(
+    file: tyro.conf.Positional[pathlib.Path], model: pathlib.Path, data: pathlib.Path
+) -> None:
+    """Check a patch file without a solver: certificates, the flips, and no change elsewhere.
+
+    Ends with exit code 1 if something that the file claims does not hold.
+
+    Args:
+      file: of patches.
+      model: the dense layers that they are for, as save_network writes them.
+      data: a NumPy archive of x, the inputs of these layers, and y, labels.
+    """
+    from jaxunlearn.certify import patch_audit
+    from jaxunlearn.primitives import patch_files
+
+    given = patch_files.load_patches(file)
+    rows = patch_files.load_data(data)
+    found = patch_audit.audit_patches(given, patch_files.load_network(model), rows)
+    console = _console()
+    valid = [c for c in found.certificates if c.valid]
+    collisions = sorted({c.row for c in found.collisions})
+    for name, text in (
+        ("patches", f"{len(found.certificates)}"),
+        ("certified for their whole region", f"{len(valid)}"),
+        ("rows whose answer changed", f"{len(found.flipped)}"),
+        ("rows that keep their answer", _some(found.not_flipped)),
+        ("rows changed without cause", _some(found.changed_elsewhere)),
+        ("rows that a patch for others reaches", _some(collisions)),
+        ("rows outside of the box", _some(found.outside)),
+    ):
+        console.print(f"{name:38} {text}")
+    reasons = {c.reason: c.patch for c in reversed(found.certificates) if not c.valid}
+    for reason, patch in reversed(reasons.items()):
+        console.print(f"  patch {patch}: {escape(reason)}")
+    console.print(
+        "\nA patch erases nothing: the weights are as they were, and the file tells who asked."
+    )
+    console.print("[bold]PASSED[/]" if found.passed else "[bold red]FAILED[/]")
+    if not found.passed:
+        raise SystemExit(1)
+
+
+def _some(rows: list[int]) -> str:
+    """How many, and the first of them."""
+    first = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+    return f"{len(rows)}" + (f" ({first})" if rows else "")
+
+
+COMMANDS = {
+    "compare": compare,
+    "report": report,
+    "audit-patch": audit_patch,
+    "methods": methods,
+    "models": models,
+}
 
 
 def main(argv: list[str] | None = None) -> None:

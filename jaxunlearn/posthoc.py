@@ -15,7 +15,17 @@ from jaxunlearn import _sharding, _validate, tree
 from jaxunlearn.training.config import TrainConfig
 from jaxunlearn.training.fit import fit
 from jaxunlearn.training.pruned import PruningConfig, fit_pruned
-from jaxunlearn.types import Array, Dataset, Model, Params, PyTree, State, Status, Unlearner
+from jaxunlearn.types import (
+    ApplyFn,
+    Array,
+    Dataset,
+    Model,
+    Params,
+    PyTree,
+    State,
+    Status,
+    Unlearner,
+)
 
 
 class Update(NamedTuple):
@@ -33,6 +43,7 @@ class Request(NamedTuple):
     retain: Array
 
 
+AnswerFn = Callable[[Array, State, Dataset, Request], State]
 UpdateFn = Callable[[Array, Params, Dataset, Request, PyTree | None], Update]
 
 
@@ -89,34 +100,58 @@ def posthoc(
             certificate=(),
         )
 
+    def answer(key: Array, state: State, data: Dataset, request: Request) -> State:
+        mask = None if prune is None else state.memory
+        params, grads, status = update(key, state.params, data, request, mask)
+        return state._replace(
+            params=params, grads=jnp.asarray(grads, jnp.float32), status=_status(params, status)
+        )
+
+    def predict(state: State, x: Array) -> Array:
+        return model.apply(state.params, x)
+
+    return Unlearner(fit_state, answering(model.apply, answer), predict)
+
+
+def answering(apply_fn: ApplyFn, answer: AnswerFn) -> Callable[..., State]:
+    """The frame of every ``unlearn``: what is checked, and when there is nothing to do.
+
+    Args:
+      apply_fn: says how many classes there are, ``apply_fn(state.params, x)``.
+      answer: ``answer(key, state, data, request) -> State``; only asked if a row is new, and
+        does not have to set ``removed``.
+
+    Returns:
+      ``unlearn(key, state, data, forget) -> State``, which leaves the state as it was, bit
+      for bit, where nobody new asks to be forgotten.
+
+    Raises:
+      ValueError: from ``unlearn``: bad rows or labels, a mask that does not fit or that
+        leaves nothing.
+
+    Example:
+      >>> from jaxunlearn import models
+      >>> unlearn = answering(models.logistic(2).apply, lambda key, state, data, request: state)
+    """
+
     def unlearn(key: Array, state: State, data: Dataset, forget: Array) -> State:
         data = _sharding.automatic(data)
         one_row = jax.ShapeDtypeStruct((1, *data.x.shape[1:]), data.x.dtype)
-        logits = jax.eval_shape(model.apply, state.params, one_row)
+        logits = jax.eval_shape(apply_fn, state.params, one_row)
         _validate.dataset(data, num_classes=logits.shape[-1])
         _validate.forget_mask(forget, data.y.shape[0], removed=state.removed)
         removed = state.removed | forget
         request = Request(forget=forget & ~state.removed, retain=~removed)
 
-        def answer() -> State:
-            mask = None if prune is None else state.memory
-            params, grads, status = update(key, state.params, data, request, mask)
-            return state._replace(
-                params=params,
-                removed=removed,
-                grads=jnp.asarray(grads, jnp.float32),
-                status=_status(params, status),
-            )
+        def answered() -> State:
+            return answer(key, state, data, request)._replace(removed=removed)
 
         asked = request.forget.any()
         if _validate.known(asked):
-            return answer() if asked else state
-        return jax.lax.cond(asked, answer, lambda: state)
+            return answered() if asked else state
+        return jax.lax.cond(asked, answered, lambda: state)
 
-    def predict(state: State, x: Array) -> Array:
-        return model.apply(state.params, x)
-
-    return Unlearner(fit_state, unlearn, predict)
+    return unlearn
 
 
 def _status(params: Params, status) -> Array:

@@ -10,20 +10,32 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxunlearn import _validate
+from jaxunlearn.baselines.amnesiac import AmnesiacConfig
+from jaxunlearn.baselines.amnesiac import unlearner as amnesiac
+from jaxunlearn.baselines.feature_unlearning import FeatureUnlearningConfig
+from jaxunlearn.baselines.feature_unlearning import unlearner as feature_unlearning
 from jaxunlearn.baselines.finetune import FineTuneConfig
 from jaxunlearn.baselines.finetune import unlearner as finetune
 from jaxunlearn.baselines.gradient_ascent import GradientAscentConfig
 from jaxunlearn.baselines.gradient_ascent import unlearner as gradient_ascent
 from jaxunlearn.baselines.influence import InfluenceConfig, WoodFisherConfig, woodfisher_unlearner
 from jaxunlearn.baselines.influence import unlearner as influence
+from jaxunlearn.baselines.logit_mask import LogitMaskConfig
+from jaxunlearn.baselines.logit_mask import unlearner as logit_mask
 from jaxunlearn.baselines.noop import NoopConfig
 from jaxunlearn.baselines.noop import unlearner as noop
 from jaxunlearn.baselines.retrain import RetrainConfig
 from jaxunlearn.baselines.retrain import unlearner as retrain
+from jaxunlearn.baselines.sisa import SISAConfig
+from jaxunlearn.baselines.sisa import unlearner as sisa
 from jaxunlearn.methods.muter_unlearner import MuterConfig
 from jaxunlearn.methods.muter_unlearner import unlearner as muter
 from jaxunlearn.methods.pcmu import PCMUConfig, retrain_unlearner
 from jaxunlearn.methods.pcmu import unlearner as pcmu
+from jaxunlearn.methods.prune import PruneConfig
+from jaxunlearn.methods.prune_class import PruneClassConfig
+from jaxunlearn.methods.prune_class import unlearner as prune_class
+from jaxunlearn.methods.prune_state import unlearner as prune
 from jaxunlearn.primitives.solve import CG
 from jaxunlearn.training.config import TrainConfig
 from jaxunlearn.training.pruned import PruningConfig
@@ -130,6 +142,70 @@ def _pruned(method: Method) -> Method:
     )
 
 
+PRUNABLE = ("noop", "retrain", "finetune", "gradient_ascent", "influence")
+METHODS |= {pruned.name: pruned for pruned in (_pruned(METHODS[name]) for name in PRUNABLE)}
+
+PRUNE = "Li et al. 2025, PRUNE: A Patching Based Repair Framework"
+
+METHODS |= {
+    method.name: method
+    for method in (
+        Method(
+            "prune",
+            prune,
+            PruneConfig(),
+            "certified: the answer at each row changes, and none outside of its linear region",
+            PRUNE,
+            needs="patches; the parameters never change",
+            ordinary_training=False,
+        ),
+        Method(
+            "prune_class",
+            prune_class,
+            PruneClassConfig(),
+            "none (the answer at the covered rows changes)",
+            PRUNE,
+            needs="patches; the parameters never change",
+            ordinary_training=False,
+        ),
+        Method(
+            "logit_mask",
+            logit_mask,
+            LogitMaskConfig(),
+            "none (a masked class is never answered)",
+            "the comparison for class unlearning by suppression",
+            needs="the masked classes; the parameters never change",
+            ordinary_training=False,
+        ),
+        Method(
+            "sisa",
+            sisa,
+            SISAConfig(),
+            "exact",
+            "Bourtoule et al. 2021, Machine Unlearning",
+            needs="a model for each shard and slice",
+            ordinary_training=False,
+        ),
+        Method(
+            "amnesiac",
+            amnesiac,
+            AmnesiacConfig(),
+            "none",
+            "Graves et al. 2021, Amnesiac Machine Learning",
+            needs="the change of every step",
+            ordinary_training=False,
+        ),
+        Method(
+            "feature_unlearning",
+            feature_unlearning,
+            FeatureUnlearningConfig(),
+            "none",
+            "Warnecke et al. 2023, Machine Unlearning of Features and Labels",
+        ),
+    )
+}
+
+
 def _muter(name: str, source: str, config: MuterConfig, guarantee: str) -> Method:
     """MUter or one of the methods it compares with: the same training, another matrix."""
     return Method(
@@ -164,9 +240,6 @@ METHODS |= {
         ("muter_influence_delta", ": Influence-delta", MuterConfig(), "none"),
     )
 }
-
-PRUNABLE = ("noop", "retrain", "finetune", "gradient_ascent", "influence")
-METHODS |= {pruned.name: pruned for pruned in (_pruned(METHODS[name]) for name in PRUNABLE)}
 
 
 def get(name: str) -> Method:

@@ -10,8 +10,9 @@ PUBLIC = {
     """,
     training: "PruningConfig TrainConfig fit fit_pruned minimize train_many",
     baselines: """
-        FineTuneConfig GradientAscentConfig InfluenceConfig NoopConfig RetrainConfig
-        WoodFisherConfig finetune gradient_ascent influence influence_woodfisher retrain
+        AmnesiacConfig FeatureUnlearningConfig FineTuneConfig GradientAscentConfig InfluenceConfig
+        LogitMaskConfig NoopConfig RetrainConfig SISAConfig WoodFisherConfig feature_unlearning
+        finetune gradient_ascent influence influence_woodfisher mask_logits retrain sisa_logits
     """,
     experiments: "CompareConfig Records compare read_records",
 }

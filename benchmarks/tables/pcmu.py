@@ -84,7 +84,7 @@ class Options:
     seeds: int = 3
     model: str = "cnn"
     rate: float = 0.05
-    requests: str = "2%,5%,10%,20%,class"
+    requests: str = "2%,5%,8%,10%,15%,20%,class"
     json: pathlib.Path | None = None
     data_dir: pathlib.Path | None = None
 

@@ -32,6 +32,7 @@ from jaxunlearn.audit.scores import (
     loss,
     modified_entropy,
 )
+from jaxunlearn.audit.yeom import yeom_recall
 
 __all__ = [
     "MIA",
@@ -70,4 +71,5 @@ __all__ = [
     "threshold_attack",
     "tpr_at_fpr",
     "wilson",
+    "yeom_recall",
 ]

@@ -94,6 +94,7 @@ def notes(summary: Summary) -> list[str]:
     return [
         *_runs(summary),
         *_yardstick(summary),
+        *_own_training(summary),
         *_blind(summary),
         *_attack(summary),
         *_sample(summary),
@@ -145,6 +146,16 @@ def _yardstick(summary: Summary) -> Iterable[str]:
         yield (
             f"Retrain, which is exact, lies outside the band of {_listed(outside)} itself: "
             "do not judge the others by it here."
+        )
+
+
+def _own_training(summary: Summary) -> Iterable[str]:
+    names = [row.method for row in summary.rows if row.own_training]
+    if names:
+        yield (
+            f"{_listed(names)} {'trains' if len(names) == 1 else 'train'} in another way than "
+            "Retrain and the references: gaps and bands compare the trainings too, and a place "
+            "inside the band, or outside, may come from that alone."
         )
 
 

@@ -53,6 +53,7 @@ class Row(NamedTuple):
     failures: dict[int, str]
     cells: dict[str, Cell]
     histogram: dict[str, np.ndarray] | None
+    own_training: bool = False
 
     @property
     def broken(self) -> bool:
@@ -182,7 +183,16 @@ def _row(
     failures = {s: runs[s]["status"] for s in seeds if runs[s].get("status", "OK") != "OK"}
     first = runs[seeds[0]]
     guarantee, hparams = first.get("guarantee", ""), first.get("hparams", {})
-    return Row(name, guarantee, hparams, seeds, failures, cells, _histogram(list(runs.values())))
+    return Row(
+        method=name,
+        guarantee=guarantee,
+        hparams=hparams,
+        seeds=seeds,
+        failures=failures,
+        cells=cells,
+        histogram=_histogram(list(runs.values())),
+        own_training=first.get("own_training", False),
+    )
 
 
 def _cell(

@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxunlearn import _validate
 from jaxunlearn.types import Array, PyTree
@@ -54,6 +55,14 @@ def draw(key: Array, like: Array, noise: str) -> Array:
 
 def checked(sigma: float, lam: float | None, noise: str) -> float:
     """``lam`` or its default ``sigma^2``, after checking all three."""
+    for name, value in {"sigma": sigma, "lam": lam}.items():
+        if not (value is None or isinstance(value, int | float | np.number | jax.Array)):
+            raise ValueError(f"{name}={value!r} must be a number.")
+    if not _validate.known(sigma) or not _validate.known(lam):
+        raise ValueError(
+            "sigma and lam must be Python numbers here, not traced: thresholds are computed "
+            "on the host. expected_quantize and sample_quantize take traced ones."
+        )
     _validate.positive(sigma=sigma)
     lam = float(sigma) ** 2 if lam is None else float(lam)
     _validate.not_negative(lam=lam)

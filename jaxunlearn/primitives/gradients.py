@@ -114,7 +114,8 @@ def clipped_sum(
 
     One row changes the result by at most ``clip`` in L2 norm (with weights in
     [0, 1], up to rounding): the bounded sensitivity that differential privacy and
-    the removal certificates rest on.
+    the removal certificates rest on. So that it holds for every row, one whose gradient is
+    not finite adds nothing.
 
     Args:
       clip: largest norm of one row's gradient, > 0.
@@ -167,8 +168,9 @@ def gradient_range(
       chunk: rows computed at once; as in :func:`per_sample_norms`.
 
     Returns:
-      A :class:`GradientRange`. The spread is summed around the first row, so that it does
-      not drown in a large mean.
+      A :class:`GradientRange`. Sums are taken around the first row and compensated, so that
+      the mean of many rows is right to some ten roundings of the largest gradient: what
+      :func:`jaxunlearn.certify.budget.removal_certificate` counts on.
 
     Memory: ``chunk + 5`` gradients. Cost: n sample gradients.
 
@@ -205,10 +207,13 @@ def _range(params, data, *, loss_fn, chunk):
         grads = jax.vmap(gradient)(some)
 
         def reduce(carry, v, v0):
-            total, squares, low, high = carry
+            total, lost, squares, low, high = carry
             off = (v - v0[None]) * here.astype(v.dtype).reshape(-1, *[1] * v0.ndim)
+            some = off.sum(0) - lost  # Kahan: the error of the sum so far comes off the next
+            after = total + some
             return (
-                total + off.sum(0),
+                after,
+                (after - total) - some,
                 squares + jnp.square(off).sum(0),
                 jnp.minimum(low, v.min(0)),
                 jnp.maximum(high, v.max(0)),
@@ -217,11 +222,11 @@ def _range(params, data, *, loss_fn, chunk):
         return list(map(reduce, carry, jax.tree.leaves(grads), jax.tree.leaves(first))), None
 
     leaves, structure = jax.tree.flatten(first)
-    start = [(jnp.zeros_like(v), jnp.zeros_like(v), v, v) for v in leaves]
+    start = [(*[jnp.zeros_like(v)] * 3, v, v) for v in leaves]
     sums, _ = jax.lax.scan(part, start, index)
 
     def finish(sums, v0):
-        total, squares, low, high = sums
+        total, _, squares, low, high = sums
         variance = (squares - jnp.square(total) / n) / (n - 1)
         return v0 + total / n, jnp.sqrt(jnp.maximum(variance, 0.0)), low, high
 
@@ -255,7 +260,14 @@ def _clipped(params, data, weights, clip, *, loss_fn, chunk):
         norms = jax.vmap(_norm)(grads)
         # min(1, clip / norm) without the division by zero at a zero gradient.
         scale = w * clip / jnp.maximum(norms, clip)
-        return jax.tree.map(lambda g: jnp.tensordot(scale.astype(g.dtype), g, 1), grads)
+        counts = (w > 0) & jnp.isfinite(norms)  # zero times NaN is NaN
+
+        def total(g):
+            here = counts.reshape(-1, *[1] * (g.ndim - 1))
+            bounded = jnp.where(here, g, 0).astype(scale.dtype)
+            return jnp.tensordot(jnp.where(counts, scale, 0), bounded, 1).astype(g.dtype)
+
+        return jax.tree.map(total, grads)
 
     return _sum_chunks(part, params, data, weights, chunk)
 

@@ -130,6 +130,7 @@ def smooth_quantize(
       ([0, 1], [0.939, 1.031])
     """
     lam = _noise.checked(sigma, lam, noise)
+    g = jax.tree.map(jnp.asarray, g)
     _noise.check_finite(g)
     leaves, structure = jax.tree.flatten(g)
     done = [
@@ -138,7 +139,12 @@ def smooth_quantize(
         )
         for leaf in leaves
     ]
-    return SmoothedQuant(*(jax.tree.unflatten(structure, part) for part in zip(*done, strict=True)))
+    return SmoothedQuant(*_unzip(structure, done, len(SmoothedQuant._fields)))
+
+
+def _unzip(structure, done: list[tuple], count: int) -> list[PyTree]:
+    """Trees of the first, second ... entries of the results for all leaves, if there are any."""
+    return [jax.tree.unflatten(structure, [entry[i] for entry in done]) for i in range(count)]
 
 
 @functools.partial(jax.jit, static_argnames=("sigma", "lam", "noise", "implementation"))
@@ -210,6 +216,7 @@ def expected_quantize(
         _noise.checked(sigma, lam, noise)
     _validate.one_of(NOISES, noise=noise)
     lam = sigma**2 if lam is None else lam
+    g = jax.tree.map(jnp.asarray, g)
     _noise.check_finite(g)
 
     def expected(leaf):
@@ -253,6 +260,7 @@ def sample_quantize(
         _noise.checked(sigma, lam, noise)
     _validate.one_of(NOISES, noise=noise)
     lam = sigma**2 if lam is None else lam
+    g = jax.tree.map(jnp.asarray, g)
     _noise.check_finite(g)
     leaves, structure = jax.tree.flatten(g)
     keys = jax.random.split(key, len(leaves))
@@ -308,6 +316,7 @@ def monte_carlo_quantize(
       ([1], True)
     """
     lam = _noise.checked(sigma, lam, noise)
+    g = jax.tree.map(jnp.asarray, g)
     _noise.check_finite(g)
     _validate.whole(samples=samples)
     _validate.fraction(alpha=alpha)
@@ -318,8 +327,7 @@ def monte_carlo_quantize(
         _monte_carlo(k, leaf, alpha=alpha, implementation=implementation, **options)
         for k, leaf in zip(keys, leaves, strict=True)
     ]
-    q, p_a, p_b, radius = (jax.tree.unflatten(structure, part) for part in zip(*done, strict=True))
-    return SmoothedQuant(q, p_a, p_b, radius, None)
+    return SmoothedQuant(*_unzip(structure, done, 4), radius_exact=None)
 
 
 @functools.partial(

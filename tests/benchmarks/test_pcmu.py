@@ -21,13 +21,14 @@ def case():
 
 
 def tried() -> dict[str, int]:
-    return {"removals": 0, "single rows": 0, "worst cases": 0}
+    return dict.fromkeys(benchmark.TRIED, 0)
 
 
 def test_no_attempt_succeeds(case):
     counts = tried()
     wrong, flips, sure = benchmark._at_random(*case, jax.random.key(0), counts)
     assert wrong == 0 and counts["removals"] == len(flips) == 36
+    assert counts["certified for any rows"] > 0
     assert 0 < max(flips) < 1 and 0 < min(sure) < 1
     assert benchmark._every_single_row(*case, counts) == 0 and counts["single rows"] == 500
     assert benchmark._worst_rows(*case, counts) == 0 and counts["worst cases"] > 50
@@ -42,10 +43,12 @@ def test_attempts_succeed_against_wrong_certificates(case, monkeypatch):
     monkeypatch.setattr(benchmark.smoothing, "smooth_quantize", wide)
     assert benchmark._at_random(*case, jax.random.key(0), tried())[0] > 0
     certify = benchmark.removal_certificate
+    monkeypatch.setattr(benchmark.smoothing, "smooth_quantize", true)
     monkeypatch.setattr(
         benchmark, "removal_certificate", lambda g, n, k, clip: certify(g, 100 * n, k, clip=clip)
     )
     assert benchmark._every_single_row(*case, tried()) > 0
+    assert benchmark._at_random(*case, jax.random.key(0), tried())[0] > 0
     exact = benchmark.exact_budget
     monkeypatch.setattr(benchmark, "exact_budget", lambda v: exact(v) + 1)
     assert benchmark._worst_rows(*case, tried()) > 0

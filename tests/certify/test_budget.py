@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
+from jaxunlearn import Dataset
 from jaxunlearn.certify.budget import (
     exact_budget,
     gaussian_removal_budget,
@@ -18,6 +19,7 @@ from jaxunlearn.certify.budget import (
     step_certificate,
     verify_clip,
 )
+from jaxunlearn.primitives.gradients import gradient_range
 
 ROWS, COORDINATES = 9, 60
 
@@ -53,7 +55,7 @@ def test_budgets_against_every_subset(theta, denominator):
         truth = brute_force(v, theta, denominator == "fixed")
         how = {"threshold": theta, "denominator": denominator}
         assert len(set(truth.tolist())) > 4  # the case is not trivial
-        exact = exact_budget(jnp.asarray(v), **how)
+        exact = exact_budget(v, **how)
         np.testing.assert_array_equal(exact, truth)
         g, low, high = (jnp.asarray(a) for a in (v.mean(0), v.min(0), v.max(0)))
         bounds = removal_certificate(g, ROWS, 1, clip=(low, high), **how)
@@ -67,6 +69,31 @@ def test_budgets_against_every_subset(theta, denominator):
         # A bound that is too small is unsound: the certificate depends on it.
         unsound = removal_certificate(g, ROWS, 1, clip=(g - 0.1, g + 0.1), **how)
         assert (np.asarray(unsound.k_max) > truth).any()
+
+
+@pytest.mark.parametrize("theta", [0.0, 0.1])
+def test_float32_over_many_rows_certifies_nothing_too_much(theta):
+    """Coordinates a few rows away from a change, 60,000 rows, the sums in float32."""
+    n, m = 60_000, 60
+    rng = np.random.default_rng(0)
+    v = rng.normal(0.3, 1.0, (n, m)).astype(np.float32)
+    # Few rows away from the threshold, by an offset that is the same for all of them.
+    target = theta + rng.uniform(0, 3e-4, m)
+    v += (target - v.astype(np.float64).mean(0)).astype(np.float32)
+    rows = Dataset(jnp.asarray(v), jnp.zeros(n, jnp.int32))
+    loss_fn = lambda params, row: params @ row.x
+    found = gradient_range(loss_fn, jnp.zeros(m), rows, chunk=64)
+    np.testing.assert_allclose(found.mean, v.astype(np.float64).mean(0), atol=1e-6)
+    bounds = removal_certificate(found.mean, n, 1, clip=(found.low, found.high), threshold=theta)
+    exact = np.asarray(exact_budget(v, threshold=theta))
+    # The truth in float64, without the library.
+    excess = -np.sort(-(v.astype(np.float64) - theta), axis=0).cumsum(0)
+    truth = (excess < (v.astype(np.float64) - theta).sum(0)).argmin(0)
+    positive = v.astype(np.float64).mean(0) > theta
+    assert positive.mean() > 0.9
+    np.testing.assert_array_equal(exact[positive], truth[positive])
+    assert (np.asarray(bounds.k_max) <= exact)[positive].all()
+    assert (np.asarray(bounds.k_max)[positive] >= 1).mean() > 0.5  # and it certifies something
 
 
 def test_without_bounds_on_a_coordinate_nothing_is_certified():
@@ -130,8 +157,8 @@ def test_epsilon_and_budget_are_inverse():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_mechanism_is_no_more_distinguishable_than_epsilon_says(seed):
-    """The best test between the two laws of one noisy step, on draws."""
+def test_two_normal_laws_are_as_distinguishable_as_epsilon_says(seed):
+    """The best test between the two laws of one noisy coordinate, on draws."""
     rng = np.random.default_rng(seed)
     n, k, sigma, delta, draws = 50, 3, 0.05, 0.01, 400_000
     mu = k / (n * sigma)
@@ -143,7 +170,21 @@ def test_mechanism_is_no_more_distinguishable_than_epsilon_says(seed):
     assert worst > 0.5 * delta  # the bound is used up
 
 
+def test_no_cancellation_and_no_overflow():
+    g, sd, n = jnp.array([2e-7]), jnp.array([1.0]), 10_000_000
+    flip = random_flip_probability(g, sd, n, 1)
+    assert float(flip[0]) == pytest.approx(stats.norm.sf(2.0), rel=1e-3)
+    assert gaussian_unlearning_epsilon(1, n=1, clip=1.0, sigma=1e-300, visits=1) == math.inf
+
+
 BAD = {
+    "dtype": (
+        lambda: removal_certificate(jnp.ones(2, jnp.bfloat16), 5, 1, clip=2.0),
+        r"g has dtype bfloat16",
+    ),
+    "no leaves": (lambda: removal_certificate({}, 5, 1, clip=2.0), r"g has no leaves"),
+    "a list": (lambda: removal_certificate(jnp.ones(2), 5, 1, clip=[1.0, 2.0]), r"must be one num"),
+    "NaN": (lambda: exact_budget(jnp.array([[jnp.nan], [1.0]])), r"per_sample_g has 1 values of 2"),
     "k": (lambda: removal_certificate(jnp.ones(2), 5, 5, clip=2.0), r"k=5 must lie in 0..4"),
     "n": (lambda: removal_certificate(jnp.ones(2), 1, 0, clip=2.0), r"n=1 must be an integer >= 2"),
     "clip": (

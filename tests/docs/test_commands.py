@@ -1,5 +1,6 @@
 """Every command that the README and the documentation show is one that exists."""
 
+import functools
 import pathlib
 import re
 import shlex
@@ -22,12 +23,23 @@ def commands(start: str) -> list[str]:
     return sorted(set(found))
 
 
+def _like(command, calls):
+    """A function of the same arguments that only notes that it was called."""
+
+    @functools.wraps(command)
+    def note(*args, **options):
+        calls.append(args or options)
+
+    return note
+
+
 @pytest.mark.parametrize("command", commands("jaxunlearn"))
 def test_the_command_line_accepts(command, monkeypatch, capsys):
     parsed = []
     monkeypatch.setattr(cli, "run_compare", lambda config: parsed.append(config))
     monkeypatch.setattr(cli, "read_records", lambda out: [out])
     monkeypatch.setattr(cli, "_show", lambda records, out: parsed.append(out))
+    monkeypatch.setitem(cli.COMMANDS, "audit-patch", _like(cli.audit_patch, parsed))
     words = shlex.split(command)[1:]
     if "--help" in words:
         with pytest.raises(SystemExit, match="^0$"):
@@ -54,5 +66,9 @@ def test_make_targets_exist():
 def test_benchmarks_exist():
     for command in commands("python -m benchmarks"):
         name, *options = command.split()[2:]
+        if name == "benchmarks.tables":  # whose options are the table's own
+            table = ROOT / "benchmarks" / "tables" / options[0]
+            assert any(table.with_suffix(end).is_file() for end in (".py", ".toml")), command
+            continue
         assert (ROOT / f"{name.replace('.', '/')}.py").is_file(), command
         assert {word for word in options if word[:2] == "--"} <= {"--quick", "--json", "--threads"}

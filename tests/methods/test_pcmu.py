@@ -12,7 +12,8 @@ from jaxunlearn.methods import pcmu as module
 from jaxunlearn.methods.pcmu import PCMUConfig, pcmu, train
 from jaxunlearn.models import cross_entropy
 from jaxunlearn.primitives.gradients import per_sample_gradients
-from jaxunlearn.primitives.smoothing import expected_quantize, ternary_threshold
+from jaxunlearn.primitives.smoothing import expected_quantize, sample_quantize, ternary_threshold
+from jaxunlearn.training.fit import shuffled
 
 pytestmark = pytest.mark.usefixtures("compiled_in_haste")
 
@@ -71,10 +72,28 @@ def test_sampled_mode_draws_anew_every_step_and_has_the_right_mean():
         assert float(draw.mean()) == pytest.approx(mean, abs=5 / np.sqrt(g.size))
 
 
-def test_composes_in_a_chain_and_lets_nan_through():
+@pytest.mark.parametrize("mode", ["hard", "soft", "sampled"])
+def test_nan_is_refused_when_it_is_seen_and_stays_otherwise(mode):
+    step = pcmu(0.1, mode=mode, key=KEY if mode == "sampled" else None)
+    g = {"w": jnp.array([3.0, jnp.nan, -0.1])}
+    with pytest.raises(ValueError, match=r"updates\['w'\] has 1 values of 3 that are NaN"):
+        apply(step, g)
+    found = jax.jit(lambda g: apply(step, g))(g)["w"]
+    assert jnp.isnan(found).tolist() == [False, True, False]
+    assert apply(step, {}) == {}
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e30, 1e-30])
+def test_relative_scale_neither_overflows_nor_vanishes(scale):
+    for dtype in (jnp.float32, jnp.float16) if scale == 1e-6 else (jnp.float32,):
+        g = jnp.asarray(np.array([1.0, 2.0, 10.0]) * scale, dtype)
+        assert apply(pcmu(1.0, 2.0, relative="leaf_rms"), g).tolist() == [0.0, 0.0, 1.0]
+
+
+def test_composes_in_a_chain():
     step = optax.chain(optax.clip(0.5), pcmu(0.1), optax.scale(-0.01))
-    found = apply(step, {"w": jnp.array([3.0, jnp.nan, -0.1])})
-    np.testing.assert_allclose(found["w"], [-0.01, np.nan, 0.01], rtol=1e-6)
+    found = apply(step, {"w": jnp.array([3.0, 0.0, -0.1])})
+    np.testing.assert_allclose(found["w"], [-0.01, 0.0, 0.01], rtol=1e-6)
     half = apply(pcmu(0.1), jnp.array([2.0, -3.0], jnp.bfloat16))
     assert half.dtype == jnp.bfloat16 and half.tolist() == [1.0, -1.0]
 
@@ -131,6 +150,55 @@ def test_sampled_training_keeps_the_batches_of_the_rows_that_stay():
         assert clear.mean() > 0.5
 
 
+def test_sampled_training_is_the_mechanism_that_the_guarantee_is_about():
+    """Replayed step by step: each row once an epoch, clipped, over a fixed batch, fresh noise."""
+    n, batch, epochs, C = 10, 4, 2, 0.3
+    few = jax.tree.map(lambda leaf: leaf[:n], rows())
+    method = PCMUConfig(
+        mode="sampled", sigma=0.02, lam=0.03, clip=C, learning_rate=0.5, schedule="constant"
+    )
+    config = TrainConfig(epochs=epochs, batch_size=batch)
+    keep = np.arange(n) != 3
+    found = train(KEY, MODEL, few, weights=jnp.asarray(keep), config=config, method=method)
+
+    init_key, order_key, noise_key = jax.random.split(KEY, 3)
+    params = MODEL.init(init_key, few.x[:1])
+    number, visits = 0, np.zeros(n, int)
+    for epoch in range(epochs):
+        order = np.asarray(shuffled(jax.random.fold_in(order_key, epoch), n))
+        for start in range(0, n, batch):
+            members = order[start : start + batch]
+            total = jax.tree.map(jnp.zeros_like, params)
+            for i in members[keep[members]]:
+                row = Dataset(few.x[i], few.y[i])
+                g = jax.grad(cross_entropy(MODEL.apply))(params, row)
+                squares = sum(float(jnp.vdot(v, v)) for v in jax.tree.leaves(g))
+                scale = min(1, C / squares**0.5)
+                total = jax.tree.map(lambda t, v, s=scale: t + s * v, total, g)
+                visits[i] += 1
+            mean = jax.tree.map(lambda t: t / batch, total)
+            q = sample_quantize(jax.random.fold_in(noise_key, number), mean, 0.02, 0.03)
+            params = jax.tree.map(lambda p, q: p - 0.5 * q, params, q)
+            number += 1
+    assert visits.tolist() == (epochs * keep).tolist() and number == 6
+    for a, b in zip(*map(jax.tree.leaves, (found, params)), strict=True):
+        # A draw next to the edge of the zero zone may fall on either side by rounding.
+        assert (np.abs(a - b) > 1e-5).mean() < 0.005
+
+
+def test_a_row_without_a_finite_gradient_cannot_change_the_others_share():
+    config = TrainConfig(epochs=2, batch_size=N)
+    method = PCMUConfig(mode="sampled")
+    bad = rows()._replace(x=rows().x.at[0].set(3e38))
+    keep = jnp.arange(N) > 0
+    with_bad = train(KEY, models.mlp(10, hidden=(8,)), bad, config=config, method=method)
+    without = train(
+        KEY, models.mlp(10, hidden=(8,)), bad, weights=keep, config=config, method=method
+    )
+    chex.assert_trees_all_equal(with_bad, without)
+    chex.assert_tree_all_finite(with_bad)
+
+
 def unlearner(config=None):
     how = TrainConfig(epochs=6, batch_size=16)
     return registry.make("pcmu", MODEL, train=how, config=config)
@@ -181,6 +249,19 @@ def test_a_request_beyond_the_budget_says_so_and_by_how_much(fitted):
     more = method.unlearn(KEY, answer, rows(), jnp.arange(N) < 8)
     assert int(more.certificate.k) == 8
     assert float(more.certificate.fraction) < float(found.fraction)
+
+
+@pytest.mark.parametrize("relative", [None, "leaf_rms"])
+def test_a_live_zero_class_is_certified_only_with_an_absolute_scale(relative):
+    config = PCMUConfig(
+        sigma=1.0 if relative else 1e-3, lam=2.0 if relative else 2e-3, relative=relative
+    )
+    method = unlearner(config)
+    answer = method.unlearn(KEY, method.fit(KEY, rows()), rows(), jnp.arange(N) < 2)
+    found = answer.certificate
+    # The scale of a leaf moves with the rows: nothing is claimed there for any of them.
+    assert (float(found.fraction) > 0.02) == (relative is None)
+    assert 0.5 < float(found.random_fraction) <= 1
 
 
 def test_a_request_within_the_budget():

@@ -33,9 +33,11 @@ def gaussian_unlearning_epsilon(
       Epsilon: the laws of the models trained with and without the k rows are (epsilon, delta)
       indistinguishable. 0 for k = 0.
 
-    Guarantee: provable, for the model and every step on the way, if the batch of a row does not
-    depend on the other rows, removed rows count zero in the same batches, and n stays the same. It
-    covers the worst case, all k rows in one batch.
+    Guarantee: provable in exact arithmetic, for the model and every step on the way, with three
+    conditions. "Without the rows" means with weight 0 in the same batches and the same n, not a
+    training on a smaller file. The order, the initial parameters and the settings do not depend on
+    the data. The request is fixed beforehand: one that is chosen by looking at the model is not
+    covered. It covers the worst case, all k rows in one batch.
 
     Raises:
       ValueError: arguments outside their range, by name.
@@ -51,6 +53,8 @@ def gaussian_unlearning_epsilon(
     if k == 0:
         return 0.0
     mu = math.sqrt(visits) * k * clip / (n * sigma)
+    if mu > 1e6:  # epsilon is above mu^2 / 2: no guarantee in any sense
+        return math.inf
 
     def excess(epsilon: float) -> float:
         log_first = special.log_ndtr(mu / 2 - epsilon / mu)

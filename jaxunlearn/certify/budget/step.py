@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn import _validate
+from jaxunlearn.primitives._noise import check_finite
 from jaxunlearn.types import Array, PyTree
 
 DENOMINATORS = ("remaining", "fixed")
@@ -47,13 +48,15 @@ def removal_certificate(
 
     With ``theta`` the quantizer's threshold and every row's gradient in ``[low, high]``, removing
     ``k`` rows leaves a mean above theta iff the sum of their excesses ``g_i - theta`` is below
-    ``n (g - theta)``, so that (findings for PCMU; for the sign, ``theta = 0``)
+    ``n (g - theta)``, so that (for the sign, ``theta = 0``)
 
         class +1 stays if  k (high - theta) < n (g - theta),   class -1 likewise with -g,
         class 0 stays if   k (theta - low) <= n (theta - g)  and  k (theta + high) <= n (theta + g).
 
+    With a fixed denominator theta drops out of the left sides.
+
     Args:
-      g: mean gradient over the n rows, a pytree of floats.
+      g: mean gradient over the n rows, a pytree of float32 or float64.
       n: rows in the mean, >= 2.
       k: rows to remove, in 0..n-1; may be traced.
       clip: a bound ``C`` with ``|g_i| <= C`` in every coordinate of every row, or ``(low, high)``,
@@ -65,14 +68,17 @@ def removal_certificate(
         count zero and the sum is still divided by n.
 
     Returns:
-      A :class:`StepCertificate`.
+      A :class:`StepCertificate`; ``k_max`` is -1 where the gradient or a bound is not finite.
 
-    Guarantee: sound for every choice of the k rows, provided the bounds hold; rounded down by 1e-4
-    for sums in float32. Exact for ``k = 1`` if the bounds are attained. It is about this one step.
+    Guarantee: sound for every choice of the k rows, provided that the bounds hold and that ``g`` is
+    the exact mean to within 40 roundings of the largest bound, which is taken off. Means of
+    :func:`~jaxunlearn.primitives.gradients.gradient_range` are; a plain float32 sum over tens of
+    thousands of rows is not. Exact for ``k = 1`` if the bounds are attained. It is about this one
+    step.
 
     Raises:
-      ValueError: n below 2, k outside 0..n-1, a bound that the mean gradient already exceeds (with
-        the excess), an unknown denominator.
+      ValueError: gradients below float32, n below 2, k outside 0..n-1, a bound that the mean
+        gradient already exceeds (with the excess), an unknown denominator.
 
     Example:
       >>> found = removal_certificate(jnp.array([0.5, 0.01, 0.0]), 100, 2, clip=1.0)
@@ -82,18 +88,34 @@ def removal_certificate(
     _validate.whole(2, n=n)
     _validate.one_of(DENOMINATORS, denominator=denominator)
     _validate.not_negative(threshold=threshold)
+    _refuse_narrow(g)
     if _validate.known(k):
         _validate_removed(k, n)
+    if not isinstance(clip, tuple) and np.ndim(clip) != 0:
+        raise ValueError(f"clip={clip!r} must be one number, or a pair (low, high) like g.")
     if isinstance(clip, tuple):
         low, high = clip
         _refuse_small_bounds(g, low, high, "clip")
     else:
         if _validate.known(clip):
             _validate.positive(clip=clip)
-        high = jax.tree.map(lambda p: jnp.full_like(p, jnp.asarray(clip)), g)
+        high = jax.tree.map(lambda p: jnp.full(p.shape, clip, p.dtype), g)
         low = jax.tree.map(jnp.negative, high)
         _refuse_small_bounds(g, low, high, f"clip={clip!r}")
+    threshold = float(threshold)
     return _certificate(g, low, high, k, n=n, threshold=threshold, denominator=denominator)
+
+
+def _refuse_narrow(g: PyTree) -> None:
+    leaves = jax.tree.leaves(g)
+    if not leaves:
+        raise ValueError("g has no leaves: there is nothing to certify.")
+    for leaf in leaves:
+        if leaf.dtype not in (jnp.float32, jnp.float64):
+            raise ValueError(
+                f"g has dtype {leaf.dtype}, whose own rounding can change a class: "
+                "accumulate the mean in float32."
+            )
 
 
 def _validate_removed(k, n: int) -> None:
@@ -138,6 +160,8 @@ def verify_clip(per_sample_g: PyTree, clip: float) -> None:
       ValueError: clip=0.2 is exceeded by 0.3 (row 1, and 1 of 2 rows in all). ...
     """
     _validate.positive(clip=clip)
+    if not jax.tree.leaves(per_sample_g):
+        raise ValueError("per_sample_g has no leaves: there is nothing to verify.")
     largest = functools.reduce(
         np.maximum,
         [np.abs(np.asarray(v)).reshape(len(v), -1).max(1) for v in jax.tree.leaves(per_sample_g)],
@@ -153,19 +177,22 @@ def verify_clip(per_sample_g: PyTree, clip: float) -> None:
 
 @functools.partial(jax.jit, static_argnames=("n", "threshold", "denominator"))
 def _certificate(g, low, high, k, *, n, threshold, denominator):
-    wide = lambda p: p.astype(jnp.promote_types(p.dtype, jnp.float32))
     bound = functools.partial(_k_max, n=n, theta=threshold, fixed=denominator == "fixed")
-    k_max = jax.tree.map(lambda p, lo, hi: bound(wide(p), wide(lo), wide(hi)), g, low, high)
+    k_max = jax.tree.map(bound, g, low, high)
     return step_certificate(k_max, k)
 
 
 def _k_max(g: Array, low: Array, high: Array, *, n: int, theta: float, fixed: bool) -> Array:
     """Most rows that can leave, whichever they are, with the class of ``g`` unchanged."""
     off = 0.0 if fixed else theta
-    safe = 1 - 1e-4  # the mean is a sum in float32, and so is the one it is compared with
+    eps = jnp.finfo(g.dtype).eps
+    # What the mean may be off by, and then the few roundings of the lines below.
+    slack = 40 * eps * n * (jnp.maximum(jnp.abs(low), jnp.abs(high)) + theta)
+    safe = 1 - 16 * eps
 
     def largest(room, worst, strict):
         """The largest k with ``k worst < room`` (or ``<=``), for ``room >= 0``."""
+        room = jnp.where(worst > 0, room - slack, room)
         ratio = safe * room / jnp.where(worst > 0, worst, 1.0)
         most = jnp.ceil(ratio) - 1 if strict else jnp.floor(ratio)
         free = worst <= 0 if not strict else (worst <= 0) & (room > 0)
@@ -221,12 +248,13 @@ def exact_budget(
     Returns:
       ``int32`` pytree of ``[...]``; what :func:`step_certificate` takes.
 
-    Guarantee: exact up to rounding of the sums; ``k_max + 1`` rows that change the coordinate exist
-    wherever ``k_max < n - 1``.
-    Cost: a sort of n numbers for every coordinate; n times the parameters in memory.
+    Guarantee: exact; ``k_max + 1`` rows that change a coordinate exist where ``k_max < n - 1``.
+    Where sums cancel to a few roundings in float64 either answer is possible.
+    Cost: a sort of n numbers for every coordinate, on the host in float64; four copies of
+    ``per_sample_g`` there.
 
     Raises:
-      ValueError: fewer than two rows, a negative threshold.
+      ValueError: fewer than two rows, a negative threshold, gradients that are not finite.
 
     Example:
       >>> exact_budget(jnp.array([[1.0], [1.0], [-0.5]])).tolist()
@@ -234,30 +262,32 @@ def exact_budget(
     """
     _validate.one_of(DENOMINATORS, denominator=denominator)
     _validate.not_negative(threshold=threshold)
-    n = jax.tree.leaves(per_sample_g)[0].shape[0]
-    _validate.whole(2, **{"rows of per_sample_g": n})
+    leaves = jax.tree.leaves(per_sample_g)
+    if not leaves:
+        raise ValueError("per_sample_g has no leaves: there is nothing to certify.")
+    _validate.whole(2, **{"rows of per_sample_g": leaves[0].shape[0]})
+    check_finite(per_sample_g, name="per_sample_g")
     fixed = denominator == "fixed"
     return jax.tree.map(lambda v: _exact(v, theta=float(threshold), fixed=fixed), per_sample_g)
 
 
-@functools.partial(jax.jit, static_argnames=("theta", "fixed"))
-def _exact(v, *, theta, fixed):
-    n = v.shape[0]
-    v = v.astype(jnp.promote_types(v.dtype, jnp.float32))
-    total, off = v.sum(0), 0.0 if fixed else theta
+def _exact(v, *, theta: float, fixed: bool) -> Array:
+    v = np.asarray(v, np.float64)
+    n, total, off = len(v), v.sum(0), 0.0 if fixed else theta
 
-    def until(excess, holds):
-        """How many of the first n - 1 prefix sums hold before the first that does not."""
-        prefix = jnp.cumsum(-jnp.sort(-excess, axis=0), axis=0)[:-1]
-        return jnp.cumprod(holds(prefix), axis=0).sum(0)
+    def until(excess, room, strict):
+        """How many of the first n - 1 prefix sums of the largest hold before one does not."""
+        prefix = np.cumsum(-np.sort(-excess, axis=0), axis=0)[:-1]
+        holds = prefix < room if strict else prefix <= room
+        return np.cumprod(holds, axis=0).sum(0)
 
-    up = until(v - off, lambda s: s < total[None] - n * theta)
-    down = until(-v - off, lambda s: s < -total[None] - n * theta)
-    below = until(off - v, lambda s: s <= n * theta - total[None])
-    above = until(off + v, lambda s: s <= n * theta + total[None])
-    mean = total / n
-    zero = jnp.minimum(below, above)
-    return jnp.where(mean > theta, up, jnp.where(mean < -theta, down, zero)).astype(jnp.int32)
+    up = until(v - off, total - n * theta, strict=True)
+    down = until(-v - off, -total - n * theta, strict=True)
+    below = until(off - v, n * theta - total, strict=False)
+    above = until(off + v, n * theta + total, strict=False)
+    zero = np.minimum(below, above)
+    classes = [total > n * theta, total < -n * theta]
+    return jnp.asarray(np.select(classes, [up, down], zero), jnp.int32)
 
 
 def random_flip_probability(
@@ -294,7 +324,8 @@ def random_flip_probability(
     ndtr = jax.scipy.special.ndtr
 
     def flip(g, sd):
-        s = sd * jnp.sqrt(1 / (n - jnp.asarray(k, jnp.float32)) - 1 / n)
+        k_ = jnp.asarray(k, jnp.float32)
+        s = sd * jnp.sqrt(k_ / n / (n - k_))  # that variance without cancellation
         z = lambda t: jnp.where(s > 0, t / jnp.where(s > 0, s, 1.0), jnp.inf * jnp.sign(t))
         leaves = ndtr(z(threshold - jnp.abs(g)))
         enters = ndtr(z(g - threshold)) + ndtr(z(-g - threshold))

@@ -12,7 +12,6 @@ from jaxunlearn.certify import budget
 from jaxunlearn.methods.pcmu.training import PCMUConfig, train
 from jaxunlearn.models.losses import cross_entropy
 from jaxunlearn.posthoc import Update, posthoc
-from jaxunlearn.primitives import _noise, smoothing
 from jaxunlearn.primitives.gradients import gradient_range
 from jaxunlearn.training.config import TrainConfig
 from jaxunlearn.types import (
@@ -39,8 +38,10 @@ class PCMUCertificate(NamedTuple):
       fraction: ``float32``, share of the coordinates of that gradient that no ``k`` removals
         change. Not defined (NaN) in sampled mode.
       random_fraction: ``float32``, share expected to stay if the k rows were drawn at random.
-      epsilon: ``float32``, the model is (epsilon, delta) indistinguishable from one trained without
-        the rows; infinite in hard and soft mode, where nothing is proved about the model.
+      epsilon: ``float32``, the model is (epsilon, delta) indistinguishable from one trained with
+        weight 0 for the rows, under the conditions of
+        :func:`~jaxunlearn.certify.budget.gaussian_unlearning_epsilon` (rounded up for more than 64
+        rows); infinite in hard and soft mode, where nothing is proved about the model.
       delta: ``float32``.
     """
 
@@ -69,7 +70,12 @@ class Record(NamedTuple):
 
 
 def record(
-    model: Model, params: Params, data: Dataset, *, method: PCMUConfig = PCMUConfig()
+    model: Model,
+    params: Params,
+    data: Dataset,
+    *,
+    method: PCMUConfig = PCMUConfig(),
+    chunk: int | None = 64,
 ) -> Record:
     """What one full-data step at ``params`` survives: extremes of the rows' gradients in one pass.
 
@@ -78,11 +84,12 @@ def record(
       params: where the step would start.
       data: the rows that requests are about.
       method: hard or soft mode; in soft mode no coordinate survives anything.
+      chunk: rows whose gradients are held at once.
 
     Returns:
       A :class:`Record`. With ``relative`` the threshold is that of the gradient's own scale.
 
-    Cost: n sample gradients; memory, a few gradients.
+    Cost: n sample gradients; memory, ``chunk`` gradients and five more.
 
     Example:
       >>> from jaxunlearn import models
@@ -93,17 +100,11 @@ def record(
       2
     """
     n = data.y.shape[0]
-    found = gradient_range(cross_entropy(model.apply), params, data)
+    found = gradient_range(cross_entropy(model.apply), params, data, chunk=chunk)
     if method.mode != "hard":
         k_max = jax.tree.map(lambda g: jnp.zeros(g.shape, jnp.int32), found.mean)
         return Record(k_max, found.mean, found.sd)
-    lam = _noise.checked(
-        method.sigma, method.lam, "gaussian" if method.noise == "none" else method.noise
-    )
-    if method.noise == "none":
-        theta = lam / 2
-    else:
-        theta = smoothing.ternary_threshold(method.sigma, lam, method.noise)
+    theta = method.threshold
     if method.relative is not None and theta > 0:
         # The scale moves with the rows too, which the certificate does not cover.
         k_max = jax.tree.map(lambda g: jnp.zeros(g.shape, jnp.int32), found.mean)
@@ -200,11 +201,19 @@ def certificate(state: State, train_config: TrainConfig, config: PCMUConfig) -> 
     n = state.removed.shape[0]
     k = state.removed.sum(dtype=jnp.int32)
     if config.mode == "sampled":
-        table = _epsilon_table(n, min(train_config.batch_size, n), train_config.epochs, config)
-        allowed = int(np.flatnonzero(table <= config.epsilon).max())
+        batch, visits = min(train_config.batch_size, n), train_config.epochs
+        table = _epsilon_table(n, batch, visits, config)
+        allowed = budget.gaussian_removal_budget(
+            config.epsilon,
+            n=batch,
+            clip=config.clip,
+            sigma=config.sigma,
+            visits=visits,
+            delta=config.delta,
+        )
         share = random_share = jnp.float32(jnp.nan)
         epsilon = jnp.asarray(table, jnp.float32)[k]
-        most = jnp.int32(allowed)
+        most = jnp.int32(min(allowed, n))
     else:
         step = budget.step_certificate(state.memory.k_max, k)
         share, most = step.fraction, step.budget
@@ -224,9 +233,7 @@ def certificate(state: State, train_config: TrainConfig, config: PCMUConfig) -> 
 def _random_share(memory: Record, n: int, k: Array, config: PCMUConfig) -> Array:
     if config.mode != "hard":
         return jnp.float32(0)
-    noise, relative = config.noise, config.relative
-    lam = config.sigma**2 if config.lam is None else config.lam
-    theta = lam / 2 if noise == "none" else smoothing.ternary_threshold(config.sigma, lam, noise)
+    theta, relative = config.threshold, config.relative
 
     def share(g, sd):
         rms = jnp.sqrt(jnp.mean(jnp.square(g))) if relative else 1.0
@@ -282,6 +289,8 @@ def retrain_unlearner(
         del params, mask
         keep = request.retain
         params = train(key, model, data, weights=keep, config=train_config, method=config)
-        return Update(params, grads=train_config.epochs * jnp.sum(keep))
+        # With sampled noise rows of weight 0 are computed too, to keep their places.
+        rows = keep.shape[0] if config.mode == "sampled" else jnp.sum(keep)
+        return Update(params, grads=train_config.epochs * rows)
 
     return posthoc(model, train_config, update, fit_params=fit_params)

@@ -81,6 +81,13 @@ class PCMUConfig:
         _validate.fraction(delta=self.delta)
 
     @property
+    def threshold(self) -> float:
+        """Below it a gradient is quantized to 0; in units of the leaf with ``relative``."""
+        if self.noise == "none":
+            return (self.sigma**2 if self.lam is None else self.lam) / 2
+        return smoothing.ternary_threshold(self.sigma, self.lam, self.noise)
+
+    @property
     def rate(self) -> float:
         return RATES[self.mode] if self.learning_rate is None else self.learning_rate
 
@@ -187,7 +194,7 @@ def _train_sampled(key, data, weights, *, model, config, method):
     def step(params, inputs):
         number, rows, here = inputs
         examples = jax.tree.map(lambda leaf: leaf[rows], data)
-        # A removed row adds nothing whatever it holds.
+        # A row of weight 0 adds nothing whatever it holds.
         w = weights[rows] * here
         total = clipped_sum(
             loss_fn, params, examples, clip=method.clip, weights=w, chunk=config.microbatch
@@ -208,6 +215,6 @@ def _train_sampled(key, data, weights, *, model, config, method):
         params, _ = jax.lax.scan(step, params, (numbers, order, here))
         return params, None
 
-    params = model.init(init_key, data.x[:1])
+    params = model.init(init_key, jnp.zeros_like(data.x[:1]))  # not from any row's values
     params, _ = jax.lax.scan(epoch, params, jnp.arange(config.epochs))
     return params

@@ -64,12 +64,17 @@ def pcmu(
       An ``optax.GradientTransformation``. The same object for the same arguments without a key,
       so that what was compiled with it is found again.
 
+    Guarantee: none of the model. That of sampled noise needs clipped gradients and a fixed
+    denominator, which :func:`train` has and a transformation cannot know. Under ``vmap`` over
+    seeds all of them draw the same noise unless each gets a ``SampledState`` of its own.
+
     Deviation: a coordinate with zero gradient stays; the paper's argmax would take -1.
 
     Cost: hard, one comparison a coordinate: a step costs what a step of SGD does.
 
     Raises:
-      ValueError: an argument outside its range, by name.
+      ValueError: an argument outside its range, by name; updates that are not finite. Under
+        ``jit`` NaN goes through instead, and an infinite gradient counts by its sign.
 
     Example:
       >>> step = optax.chain(pcmu(0.1), optax.scale(-0.003))
@@ -102,28 +107,41 @@ def _deterministic(sigma, lam, noise, mode, relative) -> optax.GradientTransform
     theta = lam / 2 if noise == "none" else smoothing.ternary_threshold(sigma, lam, noise)
 
     def one(g: Array) -> Array:
+        scaled = _scaled(g, relative) if relative and (theta or mode == "soft") else g
         if mode == "soft":
-            return smoothing.expected_quantize(_scaled(g, relative), sigma, lam, noise=noise)
-        g = _scaled(g, relative) if theta else g
+            return smoothing.expected_quantize(scaled, sigma, lam, noise=noise).astype(g.dtype)
         rest = g * 0 if theta else g  # NaN stays NaN
-        return jnp.where(jnp.abs(g) > theta, jnp.copysign(jnp.ones((), g.dtype), g), rest)
+        sign = jnp.copysign(jnp.ones((), g.dtype), g)
+        return jnp.where(jnp.abs(scaled) > theta, sign, rest)
 
-    return optax.stateless(lambda updates, params: jax.tree.map(one, updates))
+    def update(updates, params):
+        del params
+        _noise.check_finite(updates, name="updates")
+        return jax.tree.map(one, updates)
+
+    return optax.stateless(update)
 
 
 def _sampled(sigma, lam, noise, relative, key) -> optax.GradientTransformation:
     def update(updates, state, params=None):
         del params
+        _noise.check_finite(updates, name="updates")
         now, later = jax.random.split(state.key)
         scaled = jax.tree.map(lambda g: _scaled(g, relative), updates)
         q = smoothing.sample_quantize(now, scaled, sigma, lam, noise=noise)
-        return jax.tree.map(lambda q, g: q.astype(g.dtype), q, updates), SampledState(later)
+        # int8 has no NaN.
+        shown = lambda q, g: jnp.where(jnp.isnan(g), g, q.astype(g.dtype))
+        return jax.tree.map(shown, q, updates), SampledState(later)
 
     return optax.GradientTransformation(lambda params: SampledState(key), update)
 
 
 def _scaled(g: Array, relative: str | None) -> Array:
-    if relative is None:
-        return g
-    rms = jnp.sqrt(jnp.mean(jnp.square(g.astype(jnp.promote_types(g.dtype, jnp.float32)))))
-    return g / jnp.where(rms > 0, rms, 1.0).astype(g.dtype)
+    """The gradient in units of its root mean square, in float32 or wider."""
+    wide = g.astype(jnp.promote_types(g.dtype, jnp.float32))
+    if relative is None or g.size == 0:
+        return wide
+    largest = jnp.max(jnp.abs(wide))
+    wide = wide / jnp.where(largest > 0, largest, 1.0)  # squares neither overflow nor vanish
+    rms = jnp.sqrt(jnp.mean(jnp.square(wide)))
+    return wide / jnp.where(rms > 0, rms, 1.0)

@@ -1,0 +1,177 @@
+"""The bound is sound for any multipliers, near HiGHS for ours, and a checker catches forgeries."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxunlearn.certify import highs, patch_check
+from jaxunlearn.certify.region_bound import region_bound
+from jaxunlearn.methods.prune import PruneConfig, prune
+from jaxunlearn.primitives import patch_files, regions
+
+pytestmark = pytest.mark.usefixtures("compiled_in_haste")
+SIZES, COUNT = (12, 14, 10, 4), 6
+
+
+def network(seed=0, sizes=SIZES):
+    rng = np.random.default_rng(seed)
+    return [
+        (
+            jnp.asarray(1.5 * rng.normal(size=(a, b)) / a**0.5, jnp.float32),
+            jnp.asarray(0.3 * rng.normal(size=b), jnp.float32),
+        )
+        for a, b in zip(sizes, sizes[1:], strict=False)
+    ]
+
+
+LAYERS = network()
+X = jnp.asarray(np.random.default_rng(1).random((COUNT, 12)), jnp.float32)
+LOGITS = regions.preactivations(LAYERS, X)[1]
+Y, TARGET = (np.argsort(LOGITS, -1)[:, -k].astype(np.int32) for k in (1, 2))
+BITS = regions.activation_pattern(LAYERS, X)
+NEURONS = 24
+
+
+def explicit(k):
+    active = np.unpackbits(np.asarray(BITS[k]), count=NEURONS, bitorder="little").astype(bool)
+    return active, highs.region(LAYERS, active)
+
+
+@pytest.fixture(scope="module")
+def optima():
+    return np.array([highs.support(explicit(k)[1], int(TARGET[k]), 0.0, 1.0) for k in range(COUNT)])
+
+
+def bounds(iterations=1000, **more):
+    return region_bound(
+        LAYERS, BITS, jnp.asarray(TARGET), low=0.0, high=1.0, iterations=iterations, **more
+    )
+
+
+def test_never_below_highs_and_close_to_it(optima):
+    for iterations in (1, 30, 1000):
+        found = bounds(iterations)
+        assert (found.bound >= optima - 1e-9).all()
+        assert (found.dual >= 0).all()
+    gap = (np.asarray(found.bound) - optima).max(1) / np.abs(optima).max(1)
+    assert np.median(gap) < 0.01
+    np.testing.assert_allclose(bounds(200, chunk=4).bound, bounds(200).bound, rtol=1e-4, atol=1e-4)
+
+
+def test_a_box_of_its_own_for_every_input(optima):
+    low, high = np.full(12, -0.5), np.linspace(1, 2, 12)
+    found = region_bound(LAYERS, BITS, jnp.asarray(TARGET), low=low, high=high, iterations=1000)
+    for k in (0, 1):
+        want = highs.support(explicit(k)[1], int(TARGET[k]), low, high)
+        assert (found.bound[k] >= want - 1e-9).all()
+        assert found.bound[k].max() <= 1.02 * want.max()
+    assert (found.bound.max(1) > optima.max(1)).all()  # a larger box, a larger lead
+
+
+def test_the_checker_agrees_and_is_sound_for_any_multipliers(optima):
+    found, rng = bounds(), np.random.default_rng(0)
+    for k in range(COUNT):
+        active, _ = explicit(k)
+        again = patch_check.bound(LAYERS, active, int(TARGET[k]), found.dual[k], 0.0, 1.0)
+        np.testing.assert_allclose(again, found.bound[k], rtol=1e-4, atol=1e-3)
+        assert (again >= optima[k] - 1e-9).all()
+        for _ in range(50):
+            y = rng.exponential(size=(4, NEURONS)) * (rng.random((4, NEURONS)) < 0.3)
+            assert (
+                patch_check.bound(LAYERS, active, int(TARGET[k]), y, 0.0, 1.0) >= optima[k] - 1e-9
+            ).all()
+    with pytest.raises(ValueError, match="negative"):
+        patch_check.bound(LAYERS, active, 0, -np.ones((4, NEURONS)), 0.0, 1.0)
+
+
+def test_eq_7_has_a_constant_among_its_optima(optima):
+    """The whole robust programme, affine maps and all, is no better."""
+    layers = network(3, (5, 6, 4, 3))
+    x = jnp.asarray(np.random.default_rng(4).random((3, 5)), jnp.float32)
+    z, logits = regions.preactivations(layers, x)
+    for k in range(3):
+        found = highs.region(layers, np.asarray(z[k] > 0))
+        target = int(np.argsort(logits[k])[-2])
+        values = highs.support(found, target, 0.0, 1.0)
+        affine = highs.robust(found, target, 0.1, 0.0, 1.0)
+        assert abs(affine - highs.constant(values, 0.1)) < 1e-8
+        assert affine > 0.05
+
+
+def certified(mode="region"):
+    config = PruneConfig(mode=mode, low=0.0, high=1.0, iterations=400)
+    made = prune(LAYERS, X, jnp.asarray(Y), config=config)
+    box = {"low": np.zeros(12), "high": np.ones(12)} if made.dual is not None else {}
+    return patch_files.PatchFile(
+        made.patches,
+        patch_files.model_hash(LAYERS),
+        config.sharpness,
+        config.margin,
+        np.arange(COUNT, dtype=np.int32),
+        dual=made.dual,
+        **box,
+    )
+
+
+def test_certified_patches_pass(tmp_path, optima):
+    patch_files.save_patches(tmp_path / "p.npz", certified())
+    file = patch_files.load_patches(tmp_path / "p.npz")
+    found = patch_check.check(file, LAYERS)
+    assert len(found) == COUNT and all(c.valid for c in found)
+    assert all(c.margin >= 0.1 * (1 - 1e-6) for c in found)
+    # What is claimed holds for the worst points of the region, which HiGHS finds.
+    for c in found:
+        delta = np.asarray(file.patches.delta[c.patch], np.float64)
+        t = int(TARGET[c.patch])
+        worst = (optima[c.patch] + delta - delta[t])[np.arange(4) != t].max()
+        assert worst <= -c.margin + 1e-9
+
+
+def test_replacing_patches_need_no_multipliers():
+    file = certified("replace")
+    assert file.dual is None and all(c.valid for c in patch_check.check(file, LAYERS))
+
+
+def test_forgeries_are_rejected():
+    file = certified()
+    p = file.patches
+    too_small = file._replace(patches=p._replace(delta=0.8 * p.delta))
+    other_target = file._replace(patches=p._replace(target=(p.target + 1) % 4))
+    other_region = file._replace(patches=p._replace(bits=p.bits[::-1]))
+    negative = file._replace(dual=-file.dual)
+    halved = file._replace(dual=0.5 * file.dual)
+    nan = file._replace(dual=file.dual * np.nan)
+    wider = file._replace(high=2 * file.high)
+    for forged in (too_small, other_target, other_region, negative, halved, nan, wider):
+        found = patch_check.check(forged, LAYERS)
+        assert not all(c.valid for c in found), forged
+        assert all(c.reason for c in found if not c.valid)
+    dropped = file._replace(patches=p._replace(care=p.bits))
+    assert "leaves neurons out" in patch_check.check(dropped, LAYERS)[0].reason
+    without = file._replace(dual=None)
+    assert "no multipliers" in patch_check.check(without, LAYERS)[0].reason
+
+
+def test_other_weights_void_everything():
+    changed = [LAYERS[0], LAYERS[1], (LAYERS[2][0], LAYERS[2][1] + 1e-6)]
+    with pytest.raises(ValueError, match="voids all patches"):
+        patch_check.check(certified(), changed)
+
+
+def test_bad_input():
+    for low, high in ((None, 1.0), (0.0, None)):
+        with pytest.raises(ValueError, match="Give the least and the greatest"):
+            region_bound(LAYERS, BITS, jnp.asarray(TARGET), low=low, high=high)
+    with pytest.raises(ValueError, match="low <= high"):
+        region_bound(LAYERS, BITS, jnp.asarray(TARGET), low=1.0, high=0.0)
+    with pytest.raises(ValueError, match="iterations=0"):
+        bounds(0)
+
+
+def test_in_float64():
+    with jax.enable_x64(True):
+        layers = [tuple(jnp.asarray(leaf, jnp.float64) for leaf in layer) for layer in LAYERS]
+        wide = region_bound(layers, BITS, jnp.asarray(TARGET), low=0.0, high=1.0, iterations=200)
+        assert wide.bound.dtype == jnp.float64
+    np.testing.assert_allclose(wide.bound, bounds(200).bound, rtol=1e-2)
