@@ -53,7 +53,9 @@ class Method:
       guarantee: ``exact``, ``certified: ...`` or ``none``.
       source: where the method comes from.
       needs: what ``fit`` keeps beside the parameters.
-      ordinary_training: ``fit`` is the plain training, so that methods can share it.
+      ordinary_training: ``fit`` is the plain training, so that methods can share its state.
+      own_training: its model is trained by another rule than Retrain's, so that gaps to
+        retrained models compare the rules too.
 
     Example:
       >>> METHODS["finetune"].config.epochs > 0
@@ -67,6 +69,7 @@ class Method:
     source: str
     needs: str = "nothing"
     ordinary_training: bool = True
+    own_training: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +115,7 @@ METHODS = {
             PCMU,
             needs="budgets of the coordinates, the mean gradient and its spread",
             ordinary_training=False,
+            own_training=True,
         ),
         Method(
             "pcmu_retrain",
@@ -120,6 +124,7 @@ METHODS = {
             "exact",
             f"training as {PCMU} without the rows",
             ordinary_training=False,
+            own_training=True,
         ),
     )
 }
@@ -139,6 +144,7 @@ def _pruned(method: Method) -> Method:
         source=f"{method.source}; pruned",
         needs="a pruning mask",
         ordinary_training=False,
+        own_training=True,
     )
 
 
@@ -185,6 +191,7 @@ METHODS |= {
             "Bourtoule et al. 2021, Machine Unlearning",
             needs="a model for each shard and slice",
             ordinary_training=False,
+            own_training=True,
         ),
         Method(
             "amnesiac",
@@ -216,6 +223,7 @@ def _muter(name: str, source: str, config: MuterConfig, guarantee: str) -> Metho
         source=source,
         needs="the matrix, and a perturbation a row",
         ordinary_training=False,
+        own_training=True,
     )
 
 
