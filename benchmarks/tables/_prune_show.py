@@ -37,17 +37,18 @@ def show(out: dict[str, Any], console: Console) -> None:
 
 
 def _points(name: str, found: dict[str, Any]) -> Table:
-    first = next(iter(found["points"].values()))["noop"]["A_te"]
-    title = f"Tables III and IV, Figure 3: mean ± half a 95% interval, {len(first['seeds'])} seeds"
-    drawn = Table(title=f"{title}. Times in trainings", title_justify="left")
+    seeds = len(next(iter(found["points"].values()))["noop"]["A_te"]["seeds"])
+    means = f"mean ± half a 95% interval, {seeds} seeds" if seeds > 1 else "one seed"
+    title = f"Tables III and IV, Figure 3: {means}. Times in trainings"
+    drawn = Table(title=title, title_justify="left")
     for head in ("points", "", *COLUMNS):
         drawn.add_column(head, justify="right" if head in COLUMNS else "left", no_wrap=True)
     for size, methods in found["points"].items():
         for method, row in methods.items():
             drawn.add_row(str(size), method, *(_over_seeds(c, v) for c, v in row.items()))
-        band = found["one more retrain"][size]
-        cells = (" – ".join(_text(c, v) for v in band.get(c, ())) for c in COLUMNS)
-        drawn.add_row(str(size), "one more Retrain, 95%", *cells)
+        if band := found["one more retrain"][size]:
+            bounds = (" – ".join(_text(c, v) for v in band.get(c, ())) for c in COLUMNS)
+            drawn.add_row(str(size), "one more Retrain, 95%", *bounds)
         for method, row in prune_paper.TABLE_III.get(name, {}).get(int(size), {}).items():
             cells = {**dict.fromkeys(COLUMNS), **dict(zip(COLUMNS[:4], row, strict=True))}
             recall = prune_paper.TABLE_IV.get(name, {}).get(method) if int(size) == 100 else None

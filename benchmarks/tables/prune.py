@@ -272,9 +272,9 @@ def run(options: Options) -> Iterator[tuple[str, dict[str, Any]]]:
     for name in options.datasets:
         rows = load(name, options)
         block: dict[str, Any] = {}
-        settings = range(options.seeds if "points" in options.parts else 1)
         found: list[dict] = []
-        for seed in reversed(settings):  # the rest is of the first
+        seeds = range(options.seeds if "points" in options.parts else 1)
+        for seed in reversed(seeds):  # the other parts are of seed 0
             setting = Setting(*rows, epochs=options.epochs, seed=seed)
             block["training_s"] = setting.seconds
             if "points" in options.parts:
@@ -301,6 +301,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options = tyro.cli(
         Options, args=argv, prog="python -m benchmarks.tables prune", description=__doc__
     )
+    if options.seeds < 1:
+        raise SystemExit(f"--seeds {options.seeds}: at least 1, and 2 for intervals.")
+    if options.figure is not None and "points" not in options.parts:
+        raise SystemExit("--figure draws the times of points: leave them among --parts.")
     out: dict[str, Any] = {}
     for name, part in run(options):
         out[name] = part
