@@ -28,12 +28,15 @@ from jaxunlearn.baselines.retrain import RetrainConfig
 from jaxunlearn.baselines.retrain import unlearner as retrain
 from jaxunlearn.baselines.sisa import SISAConfig
 from jaxunlearn.baselines.sisa import unlearner as sisa
+from jaxunlearn.methods.muter_unlearner import MuterConfig
+from jaxunlearn.methods.muter_unlearner import unlearner as muter
 from jaxunlearn.methods.pcmu import PCMUConfig, retrain_unlearner
 from jaxunlearn.methods.pcmu import unlearner as pcmu
 from jaxunlearn.methods.prune import PruneConfig
 from jaxunlearn.methods.prune_class import PruneClassConfig
 from jaxunlearn.methods.prune_class import unlearner as prune_class
 from jaxunlearn.methods.prune_state import unlearner as prune
+from jaxunlearn.primitives.solve import CG
 from jaxunlearn.training.config import TrainConfig
 from jaxunlearn.training.pruned import PruningConfig
 from jaxunlearn.types import Model, Unlearner
@@ -50,7 +53,9 @@ class Method:
       guarantee: ``exact``, ``certified: ...`` or ``none``.
       source: where the method comes from.
       needs: what ``fit`` keeps beside the parameters.
-      ordinary_training: ``fit`` is the plain training, so that methods can share it.
+      ordinary_training: ``fit`` is the plain training, so that methods can share its state.
+      own_training: its model is trained by another rule than Retrain's, so that gaps to
+        retrained models compare the rules too.
 
     Example:
       >>> METHODS["finetune"].config.epochs > 0
@@ -64,6 +69,7 @@ class Method:
     source: str
     needs: str = "nothing"
     ordinary_training: bool = True
+    own_training: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +115,7 @@ METHODS = {
             PCMU,
             needs="budgets of the coordinates, the mean gradient and its spread",
             ordinary_training=False,
+            own_training=True,
         ),
         Method(
             "pcmu_retrain",
@@ -117,6 +124,7 @@ METHODS = {
             "exact",
             f"training as {PCMU} without the rows",
             ordinary_training=False,
+            own_training=True,
         ),
     )
 }
@@ -136,6 +144,7 @@ def _pruned(method: Method) -> Method:
         source=f"{method.source}; pruned",
         needs="a pruning mask",
         ordinary_training=False,
+        own_training=True,
     )
 
 
@@ -182,6 +191,7 @@ METHODS |= {
             "Bourtoule et al. 2021, Machine Unlearning",
             needs="a model for each shard and slice",
             ordinary_training=False,
+            own_training=True,
         ),
         Method(
             "amnesiac",
@@ -199,6 +209,43 @@ METHODS |= {
             "none",
             "Warnecke et al. 2023, Machine Unlearning of Features and Labels",
         ),
+    )
+}
+
+
+def _muter(name: str, source: str, config: MuterConfig, guarantee: str) -> Method:
+    """MUter or one of the methods it compares with: the same training, another matrix."""
+    return Method(
+        name=name,
+        make=functools.partial(muter, method=name),
+        config=config,
+        guarantee=guarantee,
+        source=source,
+        needs="the matrix, and a perturbation a row",
+        ordinary_training=False,
+        own_training=True,
+    )
+
+
+LIU_MUTER = "Liu et al. 2023, MUter: Machine Unlearning on Adversarially Trained Models"
+
+METHODS |= {
+    name: _muter(name, f"{LIU_MUTER}{what}", config, guarantee)
+    for name, what, config, guarantee in (
+        (
+            "muter",
+            "; with the constrained Hessian",
+            MuterConfig(),
+            "none (second-order accurate at strict inner maxima)",
+        ),
+        ("muter_paper", ", Eq. 10 and 16", MuterConfig(), "none"),
+        ("muter_newton", ": Newton", MuterConfig(), "none"),
+        ("muter_newton_delta", ": Newton-delta", MuterConfig(), "none"),
+        # Ten iterations as in the official code: they are what regularises it.
+        ("muter_fisher", ": Fisher", MuterConfig(solver=CG(maxiter=10)), "none"),
+        ("muter_fisher_delta", ": Fisher-delta", MuterConfig(solver=CG(maxiter=10)), "none"),
+        ("muter_influence", ": Influence", MuterConfig(), "none"),
+        ("muter_influence_delta", ": Influence-delta", MuterConfig(), "none"),
     )
 }
 

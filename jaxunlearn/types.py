@@ -79,6 +79,8 @@ class Status(enum.IntEnum):
     NOT_CONVERGED = 2
     # The request is larger than what the method certified; the result is what it would be.
     BEYOND_CERTIFICATE = 3
+    # A matrix that must be positive definite is not: the step may point anywhere.
+    INDEFINITE = 4
 
 
 class State(NamedTuple):

@@ -219,7 +219,7 @@ def _method_record(
         "seed": request.seed,
         **task.common,
         "guarantee": method.guarantee,
-        "own_training": not method.ordinary_training,
+        "own_training": method.own_training,
         "split_hash": data.split_hash(request.forget),
         "n_forget": int(forget.sum()),
         "n_params": tree.size(state.params),

@@ -19,7 +19,11 @@ from jaxunlearn.baselines import (
     SISAConfig,
     WoodFisherConfig,
 )
+from jaxunlearn.methods.muter_unlearner import MuterConfig
 from jaxunlearn.methods.pcmu import PCMUConfig
+from jaxunlearn.primitives.adversarial import PGDConfig
+from jaxunlearn.primitives.balls import L2Ball
+from jaxunlearn.primitives.solve import Cholesky
 from jaxunlearn.registry import PrunedConfig
 from jaxunlearn.training import PruningConfig
 from jaxunlearn.types import State
@@ -30,6 +34,15 @@ ROWS = 60
 MODEL = models.mlp(10, hidden=(8,))
 TRAIN = TrainConfig(epochs=2, batch_size=16)
 KEY = jax.random.key(1)
+# Much regularisation and damping: the paper's matrix and Fisher's are definite with them alone.
+MUTER = MuterConfig(
+    ball=L2Ball(0.05),
+    l2=0.1,
+    attack=PGDConfig(steps=3, refine=2),
+    newton_steps=10,
+    tolerance=2e-5,
+    solver=Cholesky(damping=20.0),
+)
 # Small enough for a test, and large enough to move the parameters.
 SMALL = {
     "finetune": FineTuneConfig(epochs=2, batch_size=16),
@@ -41,6 +54,7 @@ SMALL = {
     "logit_mask": LogitMaskConfig(share=0.0),
     "sisa": SISAConfig(shards=3, slices=2),
     "feature_unlearning": FeatureUnlearningConfig(iterations=10, batch=16),
+    **{name: MUTER for name in registry.METHODS if name.startswith("muter")},
 }
 # Methods that answer a request with the same outputs, and say what is certified about them.
 UNMOVED = ("noop", "pcmu")
@@ -80,7 +94,14 @@ class Case(NamedTuple):
     once: State  # after the request FORGET, eagerly
 
 
-@pytest.fixture(scope="module", params=list(registry.METHODS))
+# What MUter is compared with differs from it in one matrix only.
+ALL = [
+    pytest.param(name, marks=pytest.mark.slow) if name.startswith("muter_") else name
+    for name in registry.METHODS
+]
+
+
+@pytest.fixture(scope="module", params=ALL)
 def case(request) -> Case:
     unlearner = make(request.param)
     jitted = Unlearner(*map(jax.jit, unlearner))
@@ -130,6 +151,7 @@ def test_jit_equals_eager(case):
     jitted = case.jitted.unlearn(KEY, case.state, rows(), FORGET)
     chex.assert_trees_all_close(jitted, case.once, **CLOSE)
     shared = registry.get(case.name).ordinary_training or case.name.endswith("+pruning")
+    shared |= case.name.startswith("muter_")  # with muter
     if case.name in ("noop", "noop+pruning") or not shared:  # see the test above
         fitted = case.jitted.fit(jax.random.key(0), rows())
         chex.assert_trees_all_close(fitted, case.state, **CLOSE)
