@@ -269,7 +269,7 @@ def run(options: Options) -> Iterator[tuple[str, dict[str, Any]]]:
         )
     labels = (0, 1) if options.quick else range(10)
     yield "options", {name: str(value) for name, value in dataclasses.asdict(options).items()}
-    for name in options.datasets:
+    for name in options.datasets if set(options.parts) - {"features"} else ():
         rows = load(name, options)
         block: dict[str, Any] = {}
         found: list[dict] = []
