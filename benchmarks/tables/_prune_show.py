@@ -7,19 +7,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.tables import _prune_paper as prune_paper
+from benchmarks.tables._prune_setting import COLUMNS
 
-COLUMNS = (
-    "A_te",
-    "A_res",
-    "A_u before",
-    "A_u",
-    "recall before",
-    "recall",
-    "TPR@1%",
-    "fit",
-    "unlearn",
-    "MB",
-)
+PLAIN = ("fit", "unlearn", "MB")  # columns without intervals
 
 
 def show(out: dict[str, Any], console: Console) -> None:
@@ -29,27 +19,12 @@ def show(out: dict[str, Any], console: Console) -> None:
         console.print(
             f"\n[bold]{name}[/]  one training: {found['training_s']:.1f} s", highlight=False
         )
-        drawn = Table(title="Tables III and IV, Figure 3. Times in trainings", title_justify="left")
-        for title in ("points", "", *COLUMNS):
-            drawn.add_column(title, justify="right" if title in COLUMNS else "left", no_wrap=True)
-        for size, methods in found["points"].items():
-            for method, row in methods.items():
-                drawn.add_row(str(size), method, *(_text(c, v) for c, v in row.items()))
-            paper = prune_paper.TABLE_III.get(name, {}).get(int(size), {})
-            for method, row in paper.items():
-                cells = {**dict.fromkeys(COLUMNS), **dict(zip(COLUMNS[:4], row, strict=True))}
-                recall = (
-                    prune_paper.TABLE_IV.get(name, {}).get(method) if int(size) == 100 else None
-                )
-                if recall:
-                    cells["recall before"], cells["recall"] = recall
-                drawn.add_row(
-                    "", f"{method}, paper", *(_text(c, v) for c, v in cells.items()), style="dim"
-                )
-            drawn.add_section()
-        console.print(drawn)
+        if "points" in found:
+            console.print(_points(name, found))
         if "classes" in found:
-            drawn = Table(title="Table V: mean over classes ± deviation", title_justify="left")
+            drawn = Table(
+                title="Table V, one seed: mean over classes ± deviation", title_justify="left"
+            )
             titles = list(found["classes"]["before"]["mean"])
             for title in ("", *titles):
                 drawn.add_column(title, justify="right" if title else "left", no_wrap=True)
@@ -61,37 +36,66 @@ def show(out: dict[str, Any], console: Console) -> None:
             console.print(drawn)
 
 
-def _text(column: str, value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4f}" if column in ("fit", "unlearn", "MB") else f"{value:.2f}"
+def _points(name: str, found: dict[str, Any]) -> Table:
+    seeds = len(next(iter(found["points"].values()))["noop"]["A_te"]["seeds"])
+    means = f"mean ± half a 95% interval, {seeds} seeds" if seeds > 1 else "one seed"
+    title = f"Tables III and IV, Figure 3: {means}. Times in trainings"
+    drawn = Table(title=title, title_justify="left")
+    for head in ("points", "", *COLUMNS):
+        drawn.add_column(head, justify="right" if head in COLUMNS else "left", no_wrap=True)
+    for size, methods in found["points"].items():
+        for method, row in methods.items():
+            drawn.add_row(str(size), method, *(_over_seeds(c, v) for c, v in row.items()))
+        if band := found["one more retrain"][size]:
+            bounds = (" – ".join(_text(c, v) for v in band.get(c, ())) for c in COLUMNS)
+            drawn.add_row(str(size), "one more Retrain, 95%", *bounds)
+        for method, row in prune_paper.TABLE_III.get(name, {}).get(int(size), {}).items():
+            cells = {**dict.fromkeys(COLUMNS), **dict(zip(COLUMNS[:4], row, strict=True))}
+            recall = prune_paper.TABLE_IV.get(name, {}).get(method) if int(size) == 100 else None
+            if recall:
+                cells["recall before"], cells["recall"] = recall
+            texts = ("" if v is None else _text(c, v) for c, v in cells.items())
+            drawn.add_row("", f"{method}, paper", *texts, style="dim")
+        drawn.add_section()
+    return drawn
+
+
+def _text(column: str, value: float) -> str:
+    return f"{value:.4f}" if column in PLAIN else f"{value:.1f}"
+
+
+def _over_seeds(column: str, cell: dict[str, Any]) -> str:
+    text, (low, high) = _text(column, cell["mean"]), cell["interval"]
+    return text if column in PLAIN or low is None else f"{text} ±{(high - low) / 2:.1f}"
 
 
 def draw(out: dict[str, Any], path: pathlib.Path) -> None:
-    """Figures 3, 4 and 5, a row for each dataset."""
+    """Figure 3, and 4 and 5 of one seed if they are there: a row for each dataset."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    names = [name for name in out if "convergence" in out[name]]
-    figure, axes = plt.subplots(len(names), 3, figsize=(13, 3.8 * len(names)), squeeze=False)
-    for (left, middle, right), name in zip(axes, names, strict=True):
+    names = [name for name in out if "retrain" in _largest(out[name])]
+    width = 3 if any("convergence" in out[name] for name in names) else 1
+    size = (1 + 4 * width, 3.8 * len(names))
+    figure, axes = plt.subplots(len(names), width, figsize=size, squeeze=False)
+    for (left, *others), name in zip(axes, names, strict=True):
         found = out[name]
-        largest = found["points"][list(found["points"])[-1]]
+        largest = _largest(found)
         methods = [m for m in largest if m != "noop"]
-        train = [largest[m]["fit"] for m in methods]
-        unlearn = [largest[m]["unlearn"] for m in methods]
+        train, unlearn = ([largest[m][c]["mean"] for m in methods] for c in ("fit", "unlearn"))
         left.barh(methods, train, color="0.8", label="training")
         left.barh(methods, unlearn, left=train, color="tab:blue", label="unlearning")
         left.set(title=f"{name}: time, {list(found['points'])[-1]} points", xlabel="trainings")
         left.invert_yaxis()
         left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=2)
-        for axis, part, label in ((middle, "clusters", "K"), (right, "sizes", "points")):
+        panels = (("clusters", "K"), ("sizes", "points"))[: len(others)]
+        for axis, (part, label) in zip(others, panels, strict=True):
             for value, left_over in found["convergence"][part].items():
                 axis.plot(range(1, len(left_over) + 1), left_over, marker="o", ms=3, label=value)
             axis.set(
-                title=f"Algorithm 1 by {label}",
+                title=f"Algorithm 1 by {label}, one seed",
                 xlabel="rounds",
                 ylabel="$A_u$ %",
                 xticks=range(1, 5),
@@ -100,3 +104,8 @@ def draw(out: dict[str, Any], path: pathlib.Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _largest(found: dict[str, Any]) -> dict[str, Any]:
+    """The rows of the last size."""
+    return list(found.get("points", {"": {}}).values())[-1]

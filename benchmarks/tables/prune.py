@@ -1,8 +1,10 @@
 """PRUNE's Tables III, IV and V and Figures 3 to 5, with our modes, its peers and its own numbers.
 
-    python -m benchmarks.tables prune [--data-dir DIR] [--quick] [--json PATH] [--figure PATH]
+    python -m benchmarks.tables prune [--seeds N] [--data-dir DIR] [--quick] [--json PATH]
 
-One network for each dataset and seed; every method answers the same requests. Times are of
+One network for each dataset and seed; every method answers the same requests. Tables III and IV are
+means with intervals over seeds, each with its own training key and requested rows; Table V, the
+figures and the network with a feature extractor are of the first seed. Times are of
 compiled programs, one run each, over that of one training by the same program as the retraining;
 on a CPU they are seconds of the process, so that the load of other programs does not count.
 """
@@ -11,9 +13,8 @@ import dataclasses
 import functools
 import json
 import pathlib
-import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,18 +24,25 @@ from rich.console import Console
 
 from benchmarks.tables import _prune_paper as prune_paper
 from benchmarks.tables import _prune_show
-from jaxunlearn import Dataset, TrainConfig, data, models, registry
+from benchmarks.tables._prune_setting import COLUMNS, Setting, clock, timed
+from jaxunlearn import Dataset, Model, TrainConfig, data, registry
 from jaxunlearn._files import atomic_write
-from jaxunlearn.audit import loss, tpr_at_fpr, yeom_recall
+from jaxunlearn.audit.band import null_band
+from jaxunlearn.audit.intervals import mean_interval
 from jaxunlearn.baselines import AmnesiacConfig, FeatureUnlearningConfig, SISAConfig, mask_logits
 from jaxunlearn.experiments.environment import environment
 from jaxunlearn.methods.prune import PruneConfig, prune_rows
 from jaxunlearn.methods.prune_class import PruneClassConfig, prune_class
-from jaxunlearn.primitives import regions, splits
 from jaxunlearn.primitives.patches import apply_patched
-from jaxunlearn.training import fit
 
 MODES = ("point", "replace", "region", "paper")
+PEERS = {
+    "sisa": SISAConfig(),
+    "amnesiac": AmnesiacConfig(record=False),
+    "feature_unlearning": FeatureUnlearningConfig(batch=256),
+}
+AFTER = ("A_te", "A_res", "A_u", "recall", "TPR@1%")  # columns of the retrained network alone
+Part = Literal["points", "classes", "features", "convergence"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,114 +50,41 @@ class Options:
     """Attributes:
     data_dir: of TFDS; ../shared/tfds if that is there and this is not given.
     datasets: of 28 x 28 images.
-    sizes: points to unlearn.
+    parts: points are Tables III and IV and Figure 3, classes Table V, features the network with a
+        feature extractor, convergence Figures 4 and 5, which compile once a number of rounds.
+    seeds: of points; each draws its own parameters, orders and requested rows.
+    sizes: points to unlearn; the paper has 100, 200, 300 and 500.
     epochs: of every training, with Adam at 1e-3.
     rows: training rows, all by default.
     class_rows: requested rows of a class.
     class_patches: patches for it at most.
-    features: also the network with a feature extractor, on Fashion-MNIST.
-    seed: of training and requests.
     quick: a few thousand rows, two sizes and two classes.
     json: also write everything as JSON to this file.
-    figure: also draw Figures 3 to 5 into this file.
+    figure: also draw Figure 3 into this file, of the largest size, and 4 and 5 if they are made.
     """
 
     data_dir: pathlib.Path | None = None
     datasets: tuple[str, ...] = ("mnist", "fashion_mnist")
-    sizes: tuple[int, ...] = (100, 200, 300, 500)
+    parts: tuple[Part, ...] = ("points", "classes", "features")
+    seeds: int = 3
+    sizes: tuple[int, ...] = (500,)
     epochs: int = 3
     rows: int | None = None
     class_rows: int = 300
     class_patches: int = 40
-    features: bool = True
-    seed: int = 0
     quick: bool = False
     json: pathlib.Path | None = None
     figure: pathlib.Path | None = None
 
 
-def clock() -> float:
-    """Seconds of this process on a CPU, whatever else runs there; else of the wall."""
-    return time.process_time() if jax.default_backend() == "cpu" else time.perf_counter()
-
-
-def timed(function: Callable, *args) -> tuple[Any, float]:
-    """Compiled first, then run once: result and seconds."""
-    program = jax.jit(function).lower(*args).compile()
-    start = clock()
-    result = jax.block_until_ready(program(*args))
-    return result, clock() - start
-
-
-class Setting:
-    """One dataset and its original network: what every method is measured against."""
-
-    def __init__(self, name: str, options: Options, model=None):
-        loaded = data.load(name, data_dir=folder(options))
-        count = options.rows or len(loaded.train.x)
-        flat = lambda x: x if model else x.reshape(len(x), -1)
-        self.train = Dataset(flat(loaded.train.x[:count]), loaded.train.y[:count])
-        self.test = Dataset(flat(loaded.test.x), loaded.test.y)
-        self.model = model or models.mlp(10, hidden=(256, 256))
-        self.config = TrainConfig(
-            epochs=options.epochs, optimizer="adam", learning_rate=1e-3, schedule="constant"
-        )
-        self.key = jax.random.key(options.seed)
-        self.fit = (
-            jax.jit(
-                lambda key, rows, keep: fit(key, self.model, rows, weights=keep, config=self.config)
-            )
-            .lower(self.key, self.train, jnp.ones(count))
-            .compile()
-        )
-        start = clock()
-        self.params = jax.block_until_ready(self.fit(self.key, self.train, jnp.ones(count)))
-        self.seconds = clock() - start
-        self.parts = splits.split(self.model)
-        self.layers = regions.dense_layers(self.parts.head(self.params))
-        embed = jax.jit(self.parts.features)
-        self.inputs = [
-            self._chunks(functools.partial(embed, self.params), p.x)
-            for p in (self.train, self.test)
-        ]
-        self.base = [regions.preactivations(self.layers, x)[1] for x in self.inputs]
-        self.low, self.high = 0.0, float(max(x.max() for x in self.inputs))
-
-    @staticmethod
-    def _chunks(call, x, size=5000):
-        return jnp.concatenate([call(x[i : i + size]) for i in range(0, len(x), size)])
-
-    def patched(self, patches):
-        return [apply_patched(self.layers, patches, x)[1] for x in self.inputs]
-
-    def row(self, before, after, rows, *, fit_s, unlearn_s, kept=0) -> dict[str, float]:
-        """The numbers of one method, from its logits on training and test set."""
-        forget = data.forget_indices(rows, len(self.train.y))
-        right = [
-            [
-                np.asarray(logits.argmax(-1) == p.y)
-                for logits, p in zip(pair, (self.train, self.test), strict=True)
-            ]
-            for pair in (before, after)
-        ]
-        train_loss = [loss(pair[0], self.train.y) for pair in (before, after)]
-        recall = [
-            float(yeom_recall(some, some[rows], train_weights=~forget)) for some in train_loss
-        ]
-        gone = np.asarray(forget)
-        values = (
-            100 * right[1][1].mean(),
-            100 * right[1][0][~gone].mean(),
-            100 * right[0][0][gone].mean(),
-            100 * right[1][0][gone].mean(),
-            100 * recall[0],
-            100 * recall[1],
-            100 * float(tpr_at_fpr(train_loss[1][rows], loss(after[1], self.test.y))),
-            fit_s / self.seconds,
-            unlearn_s / self.seconds,
-            kept / 1e6,
-        )
-        return dict(zip(_prune_show.COLUMNS, map(float, values), strict=True))
+def load(name: str, options: Options, *, flat: bool = True, count: int | None = None):
+    """Training and test set."""
+    found = data.load(name, data_dir=folder(options))
+    shape = lambda x: x.reshape(len(x), -1) if flat else x
+    return [
+        Dataset(shape(part.x[:rows]), part.y[:rows])
+        for part, rows in ((found.train, count or options.rows), (found.test, None))
+    ]
 
 
 def folder(options: Options) -> pathlib.Path | None:
@@ -157,66 +92,56 @@ def folder(options: Options) -> pathlib.Path | None:
     return options.data_dir or (shared if shared.is_dir() else None)
 
 
-def logits_of(setting: Setting, apply) -> list:
-    call = jax.jit(apply)
-    return [setting._chunks(call, part.x) for part in (setting.train, setting.test)]
+@functools.cache
+def peer(name: str, model: Model, config: TrainConfig):
+    return registry.make(name, model, train=config, config=PEERS[name])
+
+
+@functools.cache
+def patching(how: PruneConfig):
+    return functools.partial(prune_rows, target=None, config=how)
 
 
 def points(setting: Setting, sizes: Sequence[int], seed: int, *, peers: bool = True) -> dict:
-    """Tables III and IV, Figure 3: every method at every size of the request."""
+    """Tables III and IV, Figure 3 with one seed: every method at every size of the request.
+
+    ``again`` is for the null: another retraining, with its own key and its own requested rows.
+    """
     n, out = len(setting.train.y), {}
     order = np.random.default_rng(seed).permutation(n)
-    model, config, key = setting.model, setting.config, jax.random.key(seed + 1)
-    peer = {}
-    if peers:
-        for name, how in (("sisa", SISAConfig()), ("amnesiac", AmnesiacConfig(record=False))):
-            method = registry.make(name, model, train=config, config=how)
-            state, seconds = timed(method.fit, setting.key, setting.train)
-            program = (
-                jax.jit(method.unlearn)
-                .lower(key, state, setting.train, data.forget_indices([0], n))
-                .compile()
-            )
-            peer[name] = method, state, seconds, program
-        method = registry.make(
-            "feature_unlearning", model, train=config, config=FeatureUnlearningConfig(batch=256)
-        )
-        first = registry.make("noop", model, train=config).fit  # only for the shape of its state
-        shape = jax.eval_shape(first, key, setting.train)
-        state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
-        state = state._replace(params=setting.params)
-        program = (
-            jax.jit(method.unlearn)
-            .lower(key, state, setting.train, data.forget_indices([0], n))
-            .compile()
-        )
-        peer["feature_unlearning"] = method, state, setting.seconds, program
+    key, again = (jax.random.fold_in(setting.key, i) for i in (1, 2))
+    fitted = {}
+    for name in PEERS if peers else ():
+        method = peer(name, setting.model, setting.config)
+        if name == "feature_unlearning":  # repairs the network that there is
+            shape = jax.eval_shape(method.fit, key, setting.train)
+            state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
+            fitted[name] = state._replace(params=setting.params), setting.seconds
+        else:
+            fitted[name] = timed(method.fit, setting.key, setting.train)
     for size in sizes:
         rows = np.sort(order[:size])
         forget = data.forget_indices(rows, n)
         report = functools.partial(setting.row, rows=rows)
         found = {"noop": report(setting.base, setting.base, fit_s=setting.seconds, unlearn_s=0)}
-        if peers:
-            start = clock()
-            again = jax.block_until_ready(
-                setting.fit(key, setting.train, (~forget).astype(jnp.float32))
+        asked = {"retrain": (key, rows), "again": (again, np.sort(order[size : 2 * size]))}
+        for name, (fresh, gone) in asked.items() if peers else ():
+            params, seconds = setting.fit(fresh, np.asarray(data.forget_indices(gone, n)))
+            after = setting.logits(functools.partial(setting.model.apply, params))
+            found[name] = setting.row(
+                setting.base, after, gone, fit_s=setting.seconds, unlearn_s=seconds
             )
-            seconds = clock() - start
-            after = logits_of(setting, functools.partial(model.apply, again))
-            found["retrain"] = report(setting.base, after, fit_s=setting.seconds, unlearn_s=seconds)
-        for name, (method, state, fit_s, program) in peer.items():
-            before = logits_of(setting, functools.partial(method.predict, state))
-            start = clock()
-            now = jax.block_until_ready(program(key, state, setting.train, forget))
-            seconds = clock() - start
-            after = logits_of(setting, functools.partial(method.predict, now))
+        for name, (state, fit_s) in fitted.items():
+            method = peer(name, setting.model, setting.config)
+            before = setting.logits(functools.partial(method.predict, state))
+            now, seconds = timed(method.unlearn, key, state, setting.train, forget)
+            after = setting.logits(functools.partial(method.predict, now))
             kept = sum(leaf.nbytes for leaf in jax.tree.leaves(state.memory))
             found[name] = report(before, after, fit_s=fit_s, unlearn_s=seconds, kept=kept)
         x, y, everyone = setting.inputs[0][rows], setting.train.y[rows], jnp.ones(size, bool)
         for mode in MODES:
             how = PruneConfig(mode=mode, low=setting.low, high=setting.high)
-            patch = functools.partial(prune_rows, target=None, config=how)
-            made, seconds = timed(patch, setting.layers, x, y, everyone, key)
+            made, seconds = timed(patching(how), setting.layers, x, y, everyone, key)
             after = setting.patched(made.patches)
             kept = sum(leaf.nbytes for leaf in jax.tree.leaves(made.patches))
             found[f"prune {mode}"] = report(
@@ -224,6 +149,31 @@ def points(setting: Setting, sizes: Sequence[int], seed: int, *, peers: bool = T
             )
         out[size] = found
     return out
+
+
+def over_seeds(found: Sequence[dict]) -> dict[str, dict]:
+    """Means with 95% intervals, and where one more retraining would lie in each column."""
+    points, null = {}, {}
+    for size, methods in found[0].items():
+        values = {
+            name: {c: [seed[size][name][c] for seed in found] for c in COLUMNS} for name in methods
+        }
+        others = values.pop("again", dict.fromkeys(COLUMNS, []))
+        points[size] = {
+            name: {c: _interval(v) for c, v in row.items()} for name, row in values.items()
+        }
+        pool = {c: values["retrain"][c] + others[c] for c in AFTER if others[c]}
+        null[size] = {c: list(null_band(v)) for c, v in pool.items() if len(v) > 2}
+    return {"points": points, "one more retrain": null}
+
+
+def _interval(values: list[float]) -> dict:
+    mean, *bounds = mean_interval(values)
+    return {
+        "mean": mean,
+        "interval": [v if np.isfinite(v) else None for v in bounds],
+        "seeds": values,
+    }
 
 
 def convergence(setting: Setting, sizes: Sequence[int], seed: int) -> dict[str, dict]:
@@ -315,25 +265,34 @@ def run(options: Options) -> Iterator[tuple[str, dict[str, Any]]]:
             epochs=2,
             class_rows=60,
             class_patches=8,
-            features=False,
+            parts=tuple(part for part in options.parts if part != "features"),
         )
     labels = (0, 1) if options.quick else range(10)
     yield "options", {name: str(value) for name, value in dataclasses.asdict(options).items()}
-    for name in options.datasets:
-        setting = Setting(name, options)
-        block: dict[str, Any] = {"training_s": setting.seconds}
-        block["points"] = points(setting, options.sizes, options.seed)
+    for name in options.datasets if set(options.parts) - {"features"} else ():
+        rows = load(name, options)
+        block: dict[str, Any] = {}
+        found: list[dict] = []
+        seeds = range(options.seeds if "points" in options.parts else 1)
+        for seed in reversed(seeds):  # the other parts are of seed 0
+            setting = Setting(*rows, epochs=options.epochs, seed=seed)
+            block["training_s"] = setting.seconds
+            if "points" in options.parts:
+                found.insert(0, points(setting, options.sizes, seed))
+                block |= over_seeds(found)
+                yield name, block
+        if "convergence" in options.parts:
+            block["convergence"] = convergence(setting, options.sizes, 0)
+        if "classes" in options.parts:
+            block["classes"] = classes(setting, options, labels)
         yield name, block
-        block["convergence"] = convergence(setting, options.sizes, options.seed)
-        block["classes"] = classes(setting, options, labels)
-        yield name, block
-    if options.features:
-        small = dataclasses.replace(options, rows=20000, epochs=3)
-        setting = Setting("fashion_mnist", small, model=prune_paper.vgg_style())
-        found = points(setting, options.sizes[:1], options.seed, peers=False)
+    if "features" in options.parts:
+        rows = load("fashion_mnist", options, flat=False, count=20000)
+        setting = Setting(*rows, epochs=3, model=prune_paper.vgg_style())
+        found = [points(setting, (100,), 0, peers=False)]
         yield (
             "fashion_mnist, convolutional",
-            {"training_s": setting.seconds, "points": found},
+            {"training_s": setting.seconds, **over_seeds(found)},
         )
     yield "environment", environment()
 
@@ -342,6 +301,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options = tyro.cli(
         Options, args=argv, prog="python -m benchmarks.tables prune", description=__doc__
     )
+    if options.seeds < 1:
+        raise SystemExit(f"--seeds {options.seeds}: at least 1, and 2 for intervals.")
+    if options.figure is not None and "points" not in options.parts:
+        raise SystemExit("--figure draws the times of points: leave them among --parts.")
     out: dict[str, Any] = {}
     for name, part in run(options):
         out[name] = part
