@@ -1,6 +1,7 @@
 """PCMU: what a smoothed and quantized step costs, and what its certificate is worth."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -85,22 +86,23 @@ def coordinates(options: Options) -> Result:
     """Eleven million coordinates: updates, quantization with radii, and Monte Carlo."""
     new = lambda dtype=jnp.float32: jnp.zeros(COORDINATES, dtype)
     g = 1e-3 * jax.random.normal(jax.random.key(0), (COORDINATES,))
-    how = {"sigma": SIGMA, "lam": LAM}
+    quantize = functools.partial(smooth_quantize, sigma=SIGMA, lam=LAM)
     sign = pcmu(SIGMA, LAM)
 
     def update(w, g):
-        return (w - 0.003 * sign.update(g, sign.init(w))[0],)
+        return (w - 0.003 * jnp.asarray(sign.update(g, sign.init(w))[0]),)
 
     def exact(g, q, radius):
-        found = smooth_quantize(g, **how)
+        found = quantize(g)
         return g, found.q, found.radius_exact
 
     def cohen(g, q, radius, radius_exact):
-        found = smooth_quantize(g, **how)
+        found = quantize(g)
         return g, found.q, found.radius, found.radius_exact
 
-    few, samples = COORDINATES // 1000, 1000
-    votes = jax.jit(lambda g: monte_carlo_votes(g, jax.random.key(1), samples=samples, **how))
+    few = COORDINATES // 1000
+    draw = functools.partial(monte_carlo_votes, sigma=SIGMA, lam=LAM, samples=1000)
+    votes = jax.jit(lambda g: draw(g, jax.random.key(1)))
     cases = {
         "copy in place": Case(Donated(lambda w: (w * 1.0001,), (new(),))),
         "w -= lr g": Case(Donated(lambda w, g: (w - 0.003 * g,), (new(),), g)),
@@ -135,7 +137,7 @@ def soundness(options: Options) -> Result:
     )
     model = models.mlp(10, hidden=(64,))
     loss_fn = cross_entropy(model.apply)
-    tried = dict.fromkeys(TRIED, 0)
+    tried: dict[str, int] = dict.fromkeys(TRIED, 0)
     violations, fractions, flipped, certified = 0, [], [], []
     for count in steps:
         params = model.init(jax.random.split(jax.random.key(0))[0], rows.x[:1])
