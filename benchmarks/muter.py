@@ -1,7 +1,7 @@
 """MUter: the constrained Hessian against finite differences, retraining and the paper's Hessian.
 
 In float64. The linear problems are MNIST 1 against 7 if it is prepared where TFDS looks for it
-(the environment variable TFDS_DATA_DIR), the embedded digits otherwise; the description says which.
+(TFDS_DATA_DIR, or ../shared/tfds), the embedded digits otherwise; the description says which.
 """
 
 import functools
@@ -46,12 +46,16 @@ BALLS = {"l2": L2Ball(1.5), "linf": LInfBox(64 / 255)}
 L2 = 1e-4
 
 
+@functools.lru_cache
+def handwritten() -> data.Splits:
+    """MNIST where it is prepared, the embedded digits otherwise."""
+    return harness.dataset("mnist", Options()) or data.load("digits")
+
+
 def binary(rows: int | None = None, *, split: str = "train") -> tuple[Dataset, str]:
     """Digits 1 against 7 in float64, in random order, without a bias; and where from."""
-    try:
-        name, some = "mnist", getattr(data.load("mnist"), split)
-    except FileNotFoundError:
-        name, some = "digits", getattr(data.load("digits"), split)
+    splits = handwritten()
+    name, some = splits.name, getattr(splits, split)
     y = np.asarray(some.y)
     order = np.random.default_rng(0).permutation(np.flatnonzero((y == 1) | (y == 7)))[:rows]
     x = np.asarray(some.x, np.float64)[order].reshape(order.size, -1)
@@ -128,10 +132,7 @@ def _fd_error(w, rows: Dataset, ball) -> float:
 
 def softmax_problem(n: int = 1000):
     """Five digits through 16 features tanh(PCA), attacked in the features: findings and rows."""
-    try:
-        name, some = "mnist", data.load("mnist").train
-    except FileNotFoundError:
-        name, some = "digits", data.load("digits").train
+    name, some = handwritten().name, handwritten().train
     y = np.asarray(some.y)
     order = np.random.default_rng(0).permutation(np.flatnonzero(y < 5))[:n]
     x = np.asarray(some.x, np.float64)[order].reshape(order.size, -1)

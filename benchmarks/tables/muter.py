@@ -3,7 +3,7 @@
     python -m benchmarks.tables muter --folder FOLDER
 
 writes a JSON file and a picture for every model and ball and `pixel.json` into FOLDER, and prints
-the tables. Linear models: MNIST 1 against 7 if it is prepared (TFDS_DATA_DIR), the embedded digits
+the tables. Linear models: MNIST 1 against 7 if it is prepared, the embedded digits
 otherwise. A linear model's maximum is in closed form and FGSM from the row itself is that maximum,
 so PGD and FGSM share their rows: how far PGD-15 is from it is in the files.
 """

@@ -219,7 +219,8 @@ def binary() -> Dataset:
 LINEAR = {"l2": L2Ball(0.3), "box": LInfBox(0.2, None)}
 
 
-@pytest.mark.parametrize("ball", LINEAR)
+# The L2 ball is also compared with retraining through a network, above.
+@pytest.mark.parametrize("ball", ["box", pytest.param("l2", marks=pytest.mark.slow)])
 def test_linear_models(binary, ball):
     how = {"ball": LINEAR[ball], "l2": 1e-2}
     optimum = linear.minimise(binary, **how, tolerance=1e-13)
