@@ -222,7 +222,7 @@ def prune_rows(layers, x, y, valid, key, target, *, config) -> Pruned:
     gates = region_gate(z, found.bits, sharpness=config.sharpness)
     answer = patching.corrected(found, gates, logits).argmax(-1)
     own = patching.live(found)
-    inherited = (gates >= 1).at[jnp.diag_indices(y.shape[0])].set(False).any(-1) & ~own
+    inherited = ((gates >= 1) & own[None]).any(-1) & ~own
     flipped = jnp.where(inherited, Outcome.SHARED, Outcome.FLIPPED)
     stayed = jnp.where(inherited, Outcome.CONFLICT, Outcome.NOT_FLIPPED)
     outcome = jnp.where(answer != y, flipped, stayed)
