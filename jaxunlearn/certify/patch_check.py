@@ -130,7 +130,8 @@ def check(file: PatchFile, layers) -> list[Checked]:
     Cost: 2 L forward passes each, a few milliseconds at 784-256-256-10.
 
     Raises:
-      ValueError: the file is for another network, or for these weights before they changed.
+      ValueError: the file is for another network, or for these weights before they changed; its
+        multipliers or its box are of other sizes.
 
     Example:
       >>> from jaxunlearn.primitives.patches import empty
@@ -150,6 +151,9 @@ def check(file: PatchFile, layers) -> list[Checked]:
     whole = np.ones_like(active) if patches.care is None else _neurons(patches.care, count)
     group = np.arange(len(active)) if patches.group is None else np.asarray(patches.group)
     works = (replace | delta.any(1))[group]
+    d = layers[0][0].shape[0]
+    if file.low is not None and np.shape(file.low) != (d,):
+        raise ValueError(f"low has shape {np.shape(file.low)}, but the network takes {d} inputs.")
     if file.dual is not None and np.shape(file.dual)[2] != count:
         raise ValueError(
             f"dual has multipliers for {np.shape(file.dual)[2]} neurons, but the network has "

@@ -212,6 +212,16 @@ def test_replacing_patches_need_no_multipliers():
     assert file.dual is None and all(c.valid for c in patch_check.check(file, LAYERS))
 
 
+def test_large_logits_keep_their_margin():
+    """In float32 a margin of 0.1 between logits near 1000 is rounded."""
+    layers = [*LAYERS[:-1], tuple(500 * leaf for leaf in LAYERS[-1])]
+    made = prune(layers, X, jnp.asarray(Y), config=PruneConfig(mode="replace"))
+    rows = np.arange(COUNT)
+    name = patch_files.model_hash(layers)
+    file = patch_files.PatchFile(made.patches, name, 1000.0, 0.1, rows)
+    assert [c.valid for c in patch_check.check(file, layers)] == [True] * COUNT
+
+
 def test_forgeries_are_rejected():
     file = certified()
     p = file.patches
@@ -253,4 +263,9 @@ def test_in_float64():
         layers = [tuple(jnp.asarray(leaf, jnp.float64) for leaf in layer) for layer in LAYERS]
         wide = region_bound(layers, BITS, jnp.asarray(TARGET), low=0.0, high=1.0, iterations=200)
         assert wide.bound.dtype == jnp.float64
+        for k in range(COUNT):  # the checker's own allowance is within the method's
+            again = patch_check.bound(
+                layers, explicit(k)[0], int(TARGET[k]), wide.dual[k], 0.0, 1.0
+            )
+            assert (again <= np.asarray(wide.bound[k]) + 1e-14).all()
     np.testing.assert_allclose(wide.bound, bounds(200).bound, rtol=1e-2)
