@@ -2,9 +2,9 @@
 
 The patched network is ``M(x) + d_k`` in region k, and ``M(x) + sum_k g_k(x) d_k`` between
 the regions (Eq. 8 of PRUNE with a constant for its affine map m: then H = |d| is exact
-everywhere, and the two ReLUs reduce to a product). g_k is 1 in region k, 0 a little way outside, and takes the pre-activations
-that the network has anyway: on the region these are the ones of Lemma 1, and the set
-where g = 1 is the same.
+everywhere, and the two ReLUs reduce to a product). g_k is 1 in region k, 0 a little way
+outside, and takes the pre-activations that the network has anyway: on the region these are
+the ones of Lemma 1, and the set where g = 1 is the same.
 
 A patch is its region's bits and its constant: 113 bytes at 512 neurons and 10 classes.
 The bits are a membership oracle for whoever holds them, and nothing is erased: without

@@ -18,7 +18,7 @@ from jaxunlearn.baselines import (
 )
 from jaxunlearn.baselines.amnesiac import batches_with, traced_fit
 from jaxunlearn.baselines.feature_unlearning import _step
-from jaxunlearn.baselines.sisa import slice_epochs
+from jaxunlearn.baselines.sisa import places, slice_epochs
 
 pytestmark = pytest.mark.usefixtures("compiled_in_haste")
 KEY = jax.random.key(0)
@@ -95,7 +95,10 @@ class TestSISA:
     def test_every_row_is_in_one_shard(self, rows):
         method = registry.make("sisa", MODEL, train=TRAIN, config=SISAConfig(shards=4))
         shards = np.asarray(method.fit(KEY, rows).memory.rows)
-        assert sorted(shards.reshape(-1)[:101]) == list(range(101)) and shards.shape == (4, 26)
+        real = places(101, 4)[1]
+        assert sorted(shards[real]) == list(range(101)) and shards.shape == (4, 26)
+        for n in (5, 6, 9, 10, 101):  # none without rows
+            assert set(places(n, 5)[1].sum(1)) <= {n // 5, -(-n // 5)}
 
     def test_removed_rows_leave_no_trace(self, rows):
         """Two histories that differ in the removed rows alone end in the same bits."""
