@@ -178,7 +178,7 @@ def check(file: PatchFile, layers) -> list[Checked]:
         elif before.any():
             fail(f"patch {int(before.argmax())} has its region too, and acts there instead")
             continue
-        elif replace[row]:
+        elif replace[row] or file.dual is None:  # then it replaces, see above
             lead = float(ahead[others].min())
         else:
             try:
