@@ -95,12 +95,23 @@ def audit_patch(
     console = _console()
     valid = [c for c in found.certificates if c.valid]
     collisions = sorted({c.row for c in found.collisions})
+    box = "none"
+    if given.low is not None and given.high is not None:
+        box = f"{given.low.min():g} to {given.high.max():g}"
+        if len({*given.low.tolist()}) + len({*given.high.tolist()}) > 2:
+            box += f", {(given.high - given.low).mean():g} wide on average"
     for name, text in (
+        ("sharpness of the gates", f"{given.sharpness:g}"),
+        ("margin", f"{given.margin:g}"),
+        ("box of the certificates", box),
         ("patches", f"{len(found.certificates)}"),
         ("certified for their whole region", f"{len(valid)}"),
         ("rows whose answer changed", f"{len(found.flipped)}"),
-        ("rows that keep their answer", _some(found.not_flipped)),
+        ("named rows that were wrong before", _some(found.already_wrong)),
+        ("named rows answered by their label", _some(found.not_flipped)),
+        ("patches that are not at their row", _some(found.misplaced)),
         ("rows changed without cause", _some(found.changed_elsewhere)),
+        ("other rows whose answer changed", _some(found.answers_elsewhere)),
         ("rows that a patch for others reaches", _some(collisions)),
         ("rows outside of the box", _some(found.outside)),
     ):

@@ -160,7 +160,7 @@ METHODS |= {
             "prune",
             prune,
             PruneConfig(),
-            "certified: the answer at each row changes, and none outside of its linear region",
+            "none (the answer at known rows changes; mode region: proved for the region)",
             PRUNE,
             needs="patches; the parameters never change",
             ordinary_training=False,

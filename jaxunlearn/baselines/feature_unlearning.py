@@ -93,7 +93,8 @@ def feature_unlearning(
     Cost: twice the rows to forget and ``4 iterations batch``, in sample gradients.
 
     Raises:
-      ValueError: a mask of another length or dtype, or one that forgets no rows or all.
+      ValueError: a mask of another length or dtype, or one that forgets no rows or all; no
+        ``num_classes`` for ``relabel`` with labels that are traced.
 
     Example:
       >>> data = Dataset(jnp.array([[1.0], [1.0], [5.0]]), jnp.array([0, 0, 0]))
@@ -114,7 +115,11 @@ def feature_unlearning(
     retain = ~jnp.asarray(forget) if retain is None else retain
     _validate.keep_mask(retain, n)
     if num_classes is None:
-        num_classes = 2 if not _validate.known(data.y) else int(data.y.max()) + 1
+        if config.correction == "relabel" and not _validate.known(data.y):
+            raise ValueError(
+                "num_classes=None, and data.y is traced: relabel cannot count the classes. Give it."
+            )
+        num_classes = int(data.y.max()) + 1 if _validate.known(data.y) else 2
     given = key, params, data, forget, retain, mask
     return _step(*given, loss_fn=loss_fn, classes=num_classes, config=config).params
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxunlearn import _validate
 from jaxunlearn.models.losses import cross_entropy
@@ -63,6 +64,21 @@ def slice_epochs(epochs: int, slices: int) -> list[int]:
     return [max(1, int((j + 1) * each) - int(j * each)) for j in range(slices)]
 
 
+def places(n: int, shards: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers ``[S, ceil(n / S)]`` below n, as many to each shard up to one, and which are real.
+
+    A shard with a row less is filled up with one that another has.
+
+    Example:
+      >>> at, real = places(4, 3)
+      >>> [row[ok].tolist() for row, ok in zip(at, real, strict=True)]
+      [[0], [1], [2, 3]]
+    """
+    ends = np.arange(shards + 1) * n // shards
+    at = ends[:-1, None] + np.arange(-(-n // shards))[None]
+    return np.minimum(at, n - 1), at < ends[1:, None]
+
+
 def sisa_logits(model: Model, params: Params, x: Array, *, aggregate: str = "vote") -> Array:
     """The answer of all shards: ``log`` of the share of votes, or of the mean probability.
 
@@ -115,8 +131,7 @@ def unlearner(model: Model, train: TrainConfig, config: SISAConfig = SISAConfig(
         def shard(inputs):
             number, rows, stored, first = inputs
             own = Dataset(data.x[rows], data.y[rows])
-            # The last shards may be filled up with rows that others have.
-            real = jnp.arange(per) + number * per < data.y.shape[0]
+            real = jnp.asarray(places(data.y.shape[0], config.shards)[1])[number]
             out = [jax.tree.map(lambda leaf: leaf[0], stored)]
             for j, how in enumerate(configs):
                 after = jax.tree.map(lambda leaf, j=j: leaf[j + 1], stored)
@@ -135,7 +150,7 @@ def unlearner(model: Model, train: TrainConfig, config: SISAConfig = SISAConfig(
     def spent(keep, rows, first) -> Array:
         per = rows.shape[1]
         place = jnp.arange(per) * config.slices // per
-        real = jnp.arange(rows.size).reshape(rows.shape) < keep.shape[0]
+        real = places(keep.shape[0], config.shards)[1]
         used = jnp.float32(0)
         for j, count in enumerate(epochs):
             seen = keep[rows] & real & (place <= j)[None] & (j >= first)[:, None]
@@ -148,9 +163,8 @@ def unlearner(model: Model, train: TrainConfig, config: SISAConfig = SISAConfig(
         if config.shards > n:
             raise ValueError(f"shards={config.shards} is more than the {n} training rows.")
         order_key, init_key, train_key = jax.random.split(key, 3)
-        per = -(-n // config.shards)
         order = jax.random.permutation(order_key, n).astype(jnp.int32)
-        rows = jnp.resize(order, (config.shards, per))
+        rows = order[places(n, config.shards)[0]]
         start = jax.vmap(lambda key: model.init(key, data.x[:1]))(
             jax.random.split(init_key, config.shards)
         )
@@ -164,7 +178,7 @@ def unlearner(model: Model, train: TrainConfig, config: SISAConfig = SISAConfig(
     def answer(key: Array, state: State, data: Dataset, request: Request) -> State:
         rows, stored = state.memory
         per = rows.shape[1]
-        real = jnp.arange(rows.size).reshape(rows.shape) < data.y.shape[0]
+        real = places(data.y.shape[0], config.shards)[1]
         hit = request.forget[rows] & real
         place = jnp.arange(per) * config.slices // per
         first = jnp.where(hit, place[None], config.slices).min(1)

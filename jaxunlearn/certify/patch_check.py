@@ -4,6 +4,7 @@ A certificate is a vector of multipliers. That it proves its bound is weak duali
 which is one product with the weights and a sum; nobody has to trust who found it.
 """
 
+import enum
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,20 +12,40 @@ import numpy as np
 from jaxunlearn.primitives.patch_files import PatchFile, model_hash
 
 
+class Claim(enum.Enum):
+    """What is said about one patch.
+
+    Example:
+      >>> Claim.POINT.value
+      'point'
+    """
+
+    # The target leads in a whole region: by multipliers, or by replaced logits.
+    REGION = "region"
+    # The file has no multipliers at all: the patch is for its point alone.
+    POINT = "point"
+    # Neurons are left out: no linear region, and no certificate of this kind.
+    WIDER = "wider"
+
+
 class Checked(NamedTuple):
     """One patch, checked.
 
     Attributes:
       patch: its number.
-      valid: the target leads by the margin in all of the region within the box.
+      valid: the target leads by the margin in all of the region within the box, in exact
+        arithmetic, and no patch before it acts there.
       margin: by how much it is proved to lead at least; nan if nothing is proved.
       reason: why not; empty if valid.
+      claim: what the file says about it. Only :attr:`Claim.REGION` can be valid, and one that
+        is not valid is false.
     """
 
     patch: int
     valid: bool
     margin: float
     reason: str
+    claim: Claim = Claim.REGION
 
 
 def bound(layers, active, target: int, dual, low, high) -> np.ndarray:
@@ -95,7 +116,9 @@ def check(file: PatchFile, layers) -> list[Checked]:
     """Checks the certificate of every patch that does something.
 
     A constant is proved if for every other class ``bound + delta_l - delta_target <= -margin``.
-    A replacing patch needs no bound: on its region the logits are ``delta``.
+    A replacing patch needs no bound: on its region the logits are ``delta``. In a region that
+    lies in that of an earlier patch with another constant nothing is proved: the first one acts
+    (:func:`jaxunlearn.primitives.patches.corrected`).
 
     Args:
       file: from :func:`~jaxunlearn.primitives.patch_files.load_patches`.
@@ -107,7 +130,8 @@ def check(file: PatchFile, layers) -> list[Checked]:
     Cost: 2 L forward passes each, a few milliseconds at 784-256-256-10.
 
     Raises:
-      ValueError: the file is for another network, or for these weights before they changed.
+      ValueError: the file is for another network, or for these weights before they changed; its
+        multipliers or its box are of other sizes.
 
     Example:
       >>> from jaxunlearn.primitives.patches import empty
@@ -123,33 +147,49 @@ def check(file: PatchFile, layers) -> list[Checked]:
     same_network(file, layers)
     patches, count = file.patches, sum(len(bias) for _, bias in layers[:-1])
     target, delta = np.asarray(patches.target), np.asarray(patches.delta, np.float64)
-    replace, group = np.asarray(patches.replace), patches.group
+    replace, active = np.asarray(patches.replace, bool), _neurons(patches.bits, count)
+    whole = np.ones_like(active) if patches.care is None else _neurons(patches.care, count)
+    group = np.arange(len(active)) if patches.group is None else np.asarray(patches.group)
+    works = (replace | delta.any(1))[group]
+    d = layers[0][0].shape[0]
+    if file.low is not None and np.shape(file.low) != (d,):
+        raise ValueError(f"low has shape {np.shape(file.low)}, but the network takes {d} inputs.")
+    if file.dual is not None and np.shape(file.dual)[2] != count:
+        raise ValueError(
+            f"dual has multipliers for {np.shape(file.dual)[2]} neurons, but the network has "
+            f"{count}: the file is damaged, or for another network."
+        )
     found = []
-    for k, packed in enumerate(np.asarray(patches.bits)):
-        row = k if group is None else int(group[k])
-        if not (replace[row] or delta[row].any()):
-            continue
-        fail = lambda reason, k=k: found.append(Checked(k, False, float("nan"), reason))
+    for k in np.flatnonzero(works).tolist():
+        row = int(group[k])
+
+        def fail(reason, claim=Claim.REGION, k=k):
+            found.append(Checked(k, False, float("nan"), reason, claim))
+
         others = np.arange(delta.shape[1]) != target[row]
         ahead = delta[row, target[row]] - delta[row]
-        if replace[row]:
+        before = works & (group < row) & ((active == active[k]) | ~whole).all(1)
+        if not whole[k].all():
+            fail("it leaves neurons out: no linear region, no certificate", Claim.WIDER)
+            continue
+        elif file.dual is None and not replace[row]:
+            fail("no multipliers: it is for its point alone", Claim.POINT)
+            continue
+        elif before.any():
+            fail(f"patch {int(before.argmax())} has its region too, and acts there instead")
+            continue
+        elif replace[row] or file.dual is None:  # then it replaces, see above
             lead = float(ahead[others].min())
-        elif patches.care is not None and not _all_care(patches.care[k], count):
-            fail("it leaves neurons out: no linear region, and no certificate of this kind")
-            continue
-        elif file.dual is None or file.dual.shape[2] != count:
-            fail("no multipliers: it is for its point alone")
-            continue
         else:
-            active = np.unpackbits(packed, count=count, bitorder="little").astype(bool)
             try:
-                upper = bound(layers, active, int(target[row]), file.dual[k], file.low, file.high)
+                bounds = file.dual[k], file.low, file.high
+                upper = bound(layers, active[k], int(target[row]), *bounds)
             except ValueError as error:
                 fail(str(error))
                 continue
             lead = float((ahead - upper)[others].min())
         good = lead >= file.margin * (1 - 1e-6)
-        reason = "" if good else f"the target leads by {lead:.4g} at least, not by {file.margin:g}"
+        reason = "" if good else f"the target leads by {lead:.6g} at least, not by {file.margin:g}"
         found.append(Checked(k, good, lead, reason))
     return found
 
@@ -175,5 +215,6 @@ def same_network(file: PatchFile, layers: Any) -> None:
         )
 
 
-def _all_care(care, count: int) -> bool:
-    return bool(np.unpackbits(np.asarray(care), count=count, bitorder="little").all())
+def _neurons(packed, count: int) -> np.ndarray:
+    """``bool[K, N]``; what pads the last byte is no neuron."""
+    return np.unpackbits(np.asarray(packed), axis=1, count=count, bitorder="little").astype(bool)

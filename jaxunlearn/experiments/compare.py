@@ -240,7 +240,7 @@ def _method_record(
         "grad_speedup": retrain["grads"] / grads if retrain and grads else None,
         "peak_mem_bytes": done.peak_bytes,
         "model_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(state.params)),
-        "param_l2": float(audit.parameter_distance(state.params, references.params)),
+        "param_l2": _distance(state.params, references.params),
         "jsd_forget": float(audit.jsd_to_references(forget_logits, references.forget_logits)),
         "frm": float(audit.frm(jnp.asarray(measure.frm_terms(scores)), reference_terms.mean(0))),
         "frm_null_mean": float(frm_null.mean()),
@@ -252,3 +252,11 @@ def _method_record(
         },
     }
     return jsonable(record)
+
+
+def _distance(params, reference) -> float | None:
+    """None between models of other shapes: the shards of SISA are as many models."""
+    shapes = lambda tree_: jax.tree.map(jnp.shape, tree_)
+    if shapes(params) != shapes(reference):
+        return None
+    return float(audit.parameter_distance(params, reference))

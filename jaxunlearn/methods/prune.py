@@ -15,6 +15,7 @@ the constant ``t = (V + margin) / 2``, added to the target and taken from the re
 import dataclasses
 import enum
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -46,7 +47,8 @@ class Outcome(enum.IntEnum):
     ALREADY_WRONG = 1
     # An earlier patch has the same region and flips it too.
     SHARED = 2
-    # An earlier patch has the same region, and its target is this point's label.
+    # An earlier patch has the same region and does not flip it: its target is this point's label,
+    # or its constant too small.
     CONFLICT = 3
     # The answer is still the label (Algorithm 1 stops at its share).
     NOT_FLIPPED = 4
@@ -112,6 +114,15 @@ class PruneConfig:
             rounds=self.rounds,
         )
         _validate.fraction(share=self.share)
+        if self.low is not None and self.high is not None:
+            if not (math.isfinite(self.low) and self.low < self.high < math.inf):
+                raise ValueError(
+                    f"low={self.low!r} and high={self.high!r} must be finite, and low < high."
+                )
+        elif self.mode not in ("region", "paper") and (self.low, self.high) != (None, None):
+            raise ValueError(
+                f"low={self.low!r} and high={self.high!r}: an input box needs both, or neither."
+            )
         if self.mode in ("region", "paper") and (self.low is None or self.high is None):
             raise ValueError(
                 f"mode={self.mode!r} needs an input box, but low={self.low!r} and "
@@ -152,10 +163,11 @@ def prune(
     Returns:
       :class:`Pruned`.
 
-    Guarantee: certified. The answer at every ``FLIPPED`` or ``SHARED`` point changes
-    (evaluated, all patches together); in mode ``region`` at all of its region within the
-    box, as :mod:`jaxunlearn.certify.patch_check` verifies; outputs change nowhere else than
-    in these regions and a collar around them. None that the point is forgotten.
+    Guarantee: none that the point is forgotten. The answer at every ``FLIPPED`` or ``SHARED``
+    point changes (evaluated, all patches together). Certified in mode ``region``: the target
+    of every patch leads in all of its region within the box, in exact arithmetic, as
+    :mod:`jaxunlearn.certify.patch_check` verifies. Outputs change nowhere else than in the
+    regions and a collar around them. Nothing is said of points with other outcomes.
 
     Cost: a forward pass a point; ``region``: ``2 L iterations`` of them.
 
@@ -175,8 +187,8 @@ def prune(
     classes = layers[-1].bias.shape[0]
     regions.finite_rows("x", x, layers[0].kernel.shape[0])
     _validate.dataset(Dataset(x, y), num_classes=classes)
-    if target is not None and _validate.known(target) and (np.asarray(target) == y).any():
-        raise ValueError("target is the label of some points: to answer that is no change.")
+    if target is not None:
+        _check_target(target, y, classes)
     if config.mode == "paper" and key is None:
         raise ValueError("key is None, but mode='paper' draws its targets: give a jax.random.key.")
     if config.low is not None and _validate.known(x):
@@ -189,6 +201,24 @@ def prune(
             )
     everyone = jnp.ones(y.shape[0], bool)
     return prune_rows(layers, x, y, everyone, key, target, config=config)
+
+
+def _check_target(target, y, classes: int) -> None:
+    if jnp.shape(target) != y.shape or not jnp.issubdtype(jnp.result_type(target), jnp.integer):
+        raise ValueError(
+            f"target has shape {jnp.shape(target)} and dtype {jnp.result_type(target)}, but must "
+            f"be a whole number for each of the {y.shape[0]} points."
+        )
+    if not _validate.known(target):
+        return
+    values = np.asarray(target)
+    if ((values < 0) | (values >= classes)).any():
+        raise ValueError(
+            f"target has classes from {values.min()} to {values.max()}, but the network has "
+            f"0..{classes - 1}."
+        )
+    if _validate.known(y) and (values == np.asarray(y)).any():
+        raise ValueError("target is the label of some points: to answer that is no change.")
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
@@ -222,7 +252,7 @@ def prune_rows(layers, x, y, valid, key, target, *, config) -> Pruned:
     gates = region_gate(z, found.bits, sharpness=config.sharpness)
     answer = patching.corrected(found, gates, logits).argmax(-1)
     own = patching.live(found)
-    inherited = (gates >= 1).at[jnp.diag_indices(y.shape[0])].set(False).any(-1) & ~own
+    inherited = ((gates >= 1) & own[None]).any(-1) & ~own
     flipped = jnp.where(inherited, Outcome.SHARED, Outcome.FLIPPED)
     stayed = jnp.where(inherited, Outcome.CONFLICT, Outcome.NOT_FLIPPED)
     outcome = jnp.where(answer != y, flipped, stayed)
@@ -263,7 +293,11 @@ def _each(layers, bits, y, logits, wanted, target, config):
     own, dual = jnp.arange(logits.shape[-1])[None] == target[:, None], None
     if config.mode == "replace":
         # What the network says at the point, with its label second: no outlier for an attack.
-        delta = jnp.where(own, logits, jnp.minimum(logits, of_target - config.margin))
+        # Some roundings lower, so that the margin is whole in exact arithmetic too.
+        below = config.margin + 4 * jnp.finfo(logits.dtype).eps * (
+            jnp.abs(of_target) + config.margin
+        )
+        delta = jnp.where(own, logits, jnp.minimum(logits, of_target - below))
     elif config.mode == "region":
         found = region_bound(
             layers, bits, target, low=config.low, high=config.high, iterations=config.iterations

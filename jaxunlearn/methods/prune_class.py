@@ -26,7 +26,7 @@ from jaxunlearn.methods.prune_state import Memory, check, place, requested
 from jaxunlearn.posthoc import Request, answering
 from jaxunlearn.primitives import patches as patching
 from jaxunlearn.primitives import regions, splits
-from jaxunlearn.primitives.bounds import certified_radius, fixed_neurons
+from jaxunlearn.primitives.bounds import certified_radius, fixed_neurons, inside_box
 from jaxunlearn.primitives.patches import SHARPNESS, Patches
 from jaxunlearn.training.config import TrainConfig
 from jaxunlearn.training.fit import fit
@@ -46,7 +46,8 @@ class PruneClassConfig:
       radius: the same l_inf radius for all points instead.
       margin: epsilon, by which the target leads at every requested point.
       sharpness: lambda of the gate.
-      low: least value of an input of the dense layers.
+      low: least value of an input of the dense layers: of a feature, where there is an extractor.
+        Points outside of the box are not covered.
       high: greatest one.
       share: delta: ends when this share of the requested points is covered.
       capacity: patches that a state can hold.
@@ -119,7 +120,7 @@ def prune_class(
     Cost: 9 times CROWN a patch, of some 8 ms each at 784-256-256-10 on a CPU.
 
     Raises:
-      ValueError: shapes, labels or NaN.
+      ValueError: shapes, labels, NaN, a point outside of the box.
 
     Example:
       >>> layers = [(jnp.array([[1.0, -1.0]]), jnp.zeros(2)), (jnp.eye(2), jnp.zeros(2))]
@@ -132,6 +133,7 @@ def prune_class(
     x, y = jnp.asarray(x), jnp.asarray(y)
     regions.finite_rows("x", x, layers[0].kernel.shape[0])
     _validate.dataset(Dataset(x, y), num_classes=layers[-1].bias.shape[0])
+    inside_box("x", x, config.low, config.high)
     everyone = jnp.ones(y.shape[0], bool)
     return _cover(layers, x, y, everyone, jnp.int32(0), config=config, capacity=config.capacity)
 
@@ -143,7 +145,8 @@ def _cover(layers, x, y, valid, room, *, config, capacity) -> PrunedClass:
     z, logits = regions.preactivations(layers, x)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     bits = regions.pack(z > 0)
-    wanted = valid & (logits.argmax(-1) == y)
+    inside = ((x >= config.low) & (x <= config.high)).all(-1)  # no ball around others
+    wanted = valid & (logits.argmax(-1) == y) & inside
     total = wanted.sum()
     target, delta = _constants(logits, y, wanted, config.margin)
 

@@ -88,7 +88,10 @@ def unlearner(
         x, y = parts.features(state.params, data.x[at]), data.y[at]
         made = prune_rows(layers, x, y, asked, key, None, config=config)
         memory, into = place(state.memory, made.patches, rows, made.outcome, asked)
-        status = _status(layers, memory, x, y, asked, made.outcome, into, config)
+        outcome = _outcome(layers, memory, x, y, made.outcome, into, config)
+        kept = memory.outcome.at[into].set(outcome, mode="drop")
+        memory = memory._replace(outcome=kept)
+        status = _status(memory, asked, outcome, into, config)
         lost = request.forget.sum() > rows.shape[0]
         status = jnp.where(lost, jnp.int32(Status.BEYOND_CERTIFICATE), status)
         certificate = state.certificate
@@ -205,13 +208,31 @@ def place(memory: Memory, new: Patches, rows, outcome, asked) -> tuple[Memory, A
     return Memory(kept, put(memory.rows, rows), put(memory.outcome, outcome), count), into
 
 
-def _status(layers, memory: Memory, x, y, asked, outcome, into, config) -> Array:
-    """Whether all that was asked for is done, with the patches of before."""
+def _outcome(layers, memory: Memory, x, y, outcome, into, config) -> Array:
+    """What became of the new rows with all patches: an older one may have the region."""
     z, logits = regions.preactivations(layers, x)
     gates = region_gate(z, memory.patches.bits, sharpness=config.sharpness)
     answer = patching.corrected(memory.patches, gates, logits).argmax(-1)
-    stay = (asked & (answer == y)).sum()
+    live = patching.live(memory.patches)
+    own = live.at[into].get(mode="fill", fill_value=False)
+    inherited = ((gates >= 1) & live[None]).any(-1) & ~own
+    flipped = jnp.where(inherited, Outcome.SHARED, Outcome.FLIPPED)
+    stayed = jnp.where(inherited, Outcome.CONFLICT, Outcome.NOT_FLIPPED)
+    settled = jnp.where(answer != y, flipped, stayed)
+    untouched = (outcome == Outcome.EMPTY) | (outcome == Outcome.OUTSIDE)
+    untouched |= outcome == Outcome.ALREADY_WRONG
+    return jnp.where(untouched, outcome, settled).astype(jnp.int32)
+
+
+def _status(memory: Memory, asked, outcome, into, config) -> Array:
+    """Whether all that was asked for is done.
+
+    A row in the region of another one with its label as target, and one outside of the box, are
+    beyond what can be had; Algorithm 1 did not converge if more than its share is left.
+    """
+    left = (asked & (outcome == Outcome.NOT_FLIPPED)).sum()
     allowed = (1 - config.share) * asked.sum() if config.mode == "paper" else 0
-    beyond = (asked & ((into >= memory.rows.shape[0]) | (outcome == Outcome.OUTSIDE))).any()
-    status = jnp.where(stay > allowed, Status.NOT_CONVERGED, Status.OK)
+    cannot = (outcome == Outcome.OUTSIDE) | (outcome == Outcome.CONFLICT)
+    beyond = (asked & ((into >= memory.rows.shape[0]) | cannot)).any()
+    status = jnp.where(left > allowed, Status.NOT_CONVERGED, Status.OK)
     return jnp.where(beyond, Status.BEYOND_CERTIFICATE, status).astype(jnp.int32)

@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxunlearn import _validate
 from jaxunlearn.primitives.regions import HIGHEST, dense_layers
 from jaxunlearn.types import Array, Params
 
@@ -107,6 +109,9 @@ def certified_radius(
 
     Cost: ``steps`` times CROWN for every input.
 
+    Raises:
+      ValueError: a point outside of the domain.
+
     Example:
       >>> layers = [(jnp.array([[1.0, -1.0]]), jnp.zeros(2)), (jnp.eye(2), jnp.zeros(2))]
       >>> x, y = jnp.array([[0.5]]), jnp.array([0])  # class 0 where the input is positive
@@ -115,6 +120,7 @@ def certified_radius(
       True
     """
     layers = dense_layers(params)
+    inside_box("x", x, low, high)
     return _radius(layers, x, y, low, high, largest, steps=steps)
 
 
@@ -133,11 +139,15 @@ def fixed_neurons(params: Params, x: Array, radius: Array, *, low, high) -> Arra
 
     Cost: CROWN for every input.
 
+    Raises:
+      ValueError: a point outside of the domain.
+
     Example:
       >>> layers = [(jnp.array([[1.0, -1.0]]), jnp.ones(2)), (jnp.eye(2), jnp.zeros(2))]
       >>> fixed_neurons(layers, jnp.zeros((1, 1)), jnp.array([2.0]), low=-1.0, high=1.0).tolist()
       [[True, True]]
     """
+    inside_box("x", x, low, high)
     return _fixed(dense_layers(params), x, radius, low, high)
 
 
@@ -145,6 +155,28 @@ def _check_box(low, high) -> None:
     if jnp.shape(low) != jnp.shape(high):
         raise ValueError(
             f"low has shape {jnp.shape(low)} and high {jnp.shape(high)}, but they must be equal."
+        )
+    if _validate.known(low) and _validate.known(high):
+        if not (np.asarray(low) <= np.asarray(high)).all():
+            raise ValueError("low must be at most high everywhere: this box is empty, or has NaN.")
+
+
+def inside_box(name: str, x, low, high) -> None:
+    """Raises ValueError if a point, where it is known, lies outside of the box.
+
+    Example:
+      >>> inside_box("x", jnp.array([[0.5], [1.0]]), 0.0, 1.0)
+    """
+    if not all(map(_validate.known, (x, low, high))):
+        return
+    values, low, high = np.asarray(x), np.asarray(low), np.asarray(high)
+    side = lambda bound: np.broadcast_to(bound, values.shape[1:])[None]
+    beyond = ~((values >= side(low)) & (values <= side(high)))
+    outside = np.flatnonzero(beyond.any(1))
+    if outside.size:
+        raise ValueError(
+            f"{name} has {outside.size} points outside of the box from low={low.min():g} to "
+            f"high={high.max():g} (first: {outside[:5].tolist()}): widen it."
         )
 
 

@@ -1,10 +1,10 @@
 """Patches: a constant added to the logits inside one linear region, and nowhere else.
 
-The patched network is ``M(x) + sum_k g_k(x) d_k`` (Eq. 8 of PRUNE with a constant for
-its affine map m: then H = |d| is exact everywhere, and the two ReLUs reduce to a
-product). g_k is 1 in region k, 0 a little way outside, and takes the pre-activations
-that the network has anyway: on the region these are the ones of Lemma 1, and the set
-where g = 1 is the same.
+The patched network is ``M(x) + d_k`` in region k, and ``M(x) + sum_k g_k(x) d_k`` between
+the regions (Eq. 8 of PRUNE with a constant for its affine map m: then H = |d| is exact
+everywhere, and the two ReLUs reduce to a product). g_k is 1 in region k, 0 a little way
+outside, and takes the pre-activations that the network has anyway: on the region these are
+the ones of Lemma 1, and the set where g = 1 is the same.
 
 A patch is its region's bits and its constant: 113 bytes at 512 neurons and 10 classes.
 The bits are a membership oracle for whoever holds them, and nothing is erased: without
@@ -38,8 +38,8 @@ class Patches(NamedTuple):
       care: ``uint8[K, W]``, the neurons that count; None for all. Without some of them
         the set where a patch acts is larger than a linear region, and no longer convex.
       group: ``int32[K]``: patches of one group share row ``group`` of ``delta``,
-        ``target`` and ``replace``, and act by their maximum (Eq. 10, 11): where two of
-        them overlap the constant is added once. None: each is its own group.
+        ``target`` and ``replace``, and act by their maximum (Eq. 10, 11). None: each is its
+        own group.
     """
 
     bits: Array
@@ -144,19 +144,31 @@ def apply_patched(
 
 
 def corrected(patches: Patches, gates: Array, base: Array) -> Array:
-    """``base`` with the patches added by their gates ``[B, K]``.
+    """``base`` with the patches added by their gates ``[B, K]``; inside a region its own alone.
+
+    Where some gate is 1 the first such patch (or group) acts and no other: the collar of a
+    neighbour, whose constant may be the opposite, would otherwise take back what a certificate
+    says of this region. Where several gates are 1, on the common boundary of regions or
+    where they are wider than linear regions, the first one wins.
+
+    Deviation: Eq. 8 adds all of them, and a constant that is proved alone then holds not.
 
     Example:
-      >>> patches = empty(1, 8, 2)._replace(delta=jnp.array([[0.0, 3.0]]))
-      >>> corrected(patches, jnp.array([[1.0], [0.0]]), jnp.ones((2, 2))).tolist()
-      [[1.0, 4.0], [1.0, 1.0]]
+      >>> patches = empty(2, 8, 2)._replace(delta=jnp.array([[0.0, 3.0], [5.0, 0.0]]))
+      >>> gates = jnp.array([[1.0, 0.9], [0.5, 0.5], [0.0, 0.0]])
+      >>> corrected(patches, gates, jnp.ones((3, 2))).tolist()
+      [[1.0, 4.0], [3.5, 2.5], [1.0, 1.0]]
     """
     if patches.group is not None:
         members = jax.ops.segment_max(
             gates.T, patches.group, num_segments=patches.delta.shape[0], indices_are_sorted=False
         )
         gates = jax.nn.relu(members.T)  # -inf for a group without members
-    gates = gates.astype(base.dtype)
+    does = patches.replace | (patches.delta != 0).any(-1)
+    gates = jnp.where(does[None], gates, 0).astype(base.dtype)
+    whole = gates >= 1
+    first = jnp.arange(gates.shape[1])[None] == whole.argmax(-1)[:, None]
+    gates = jnp.where(whole.any(-1)[:, None], first.astype(base.dtype), gates)
     added = jnp.matmul(gates, patches.delta.astype(base.dtype), precision=HIGHEST)
     taken = jnp.minimum(gates @ patches.replace.astype(base.dtype), 1)
     return base * (1 - taken)[:, None] + added
@@ -203,7 +215,7 @@ class Deduplicated(NamedTuple):
 
 
 def deduplicate(patches: Patches) -> Deduplicated:
-    """Empties patches whose region has one already: two would add their constants twice.
+    """Empties patches whose region has one already: only the first would act there.
 
     Args:
       patches: without groups, which need it not.
@@ -223,7 +235,7 @@ def deduplicate(patches: Patches) -> Deduplicated:
       ([0, 0], [False, True], [True, False])
     """
     if patches.group is not None:
-        raise ValueError("patches are in groups, which act by their maximum: nothing adds twice.")
+        raise ValueError("patches are in groups, which act by their maximum: they may overlap.")
     return _deduplicate(patches)
 
 

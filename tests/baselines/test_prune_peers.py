@@ -18,7 +18,7 @@ from jaxunlearn.baselines import (
 )
 from jaxunlearn.baselines.amnesiac import batches_with, traced_fit
 from jaxunlearn.baselines.feature_unlearning import _step
-from jaxunlearn.baselines.sisa import slice_epochs
+from jaxunlearn.baselines.sisa import places, slice_epochs
 
 pytestmark = pytest.mark.usefixtures("compiled_in_haste")
 KEY = jax.random.key(0)
@@ -95,7 +95,23 @@ class TestSISA:
     def test_every_row_is_in_one_shard(self, rows):
         method = registry.make("sisa", MODEL, train=TRAIN, config=SISAConfig(shards=4))
         shards = np.asarray(method.fit(KEY, rows).memory.rows)
-        assert sorted(shards.reshape(-1)[:101]) == list(range(101)) and shards.shape == (4, 26)
+        real = places(101, 4)[1]
+        assert sorted(shards[real]) == list(range(101)) and shards.shape == (4, 26)
+        for n in (5, 6, 9, 10, 101):  # none without rows
+            assert set(places(n, 5)[1].sum(1)) <= {n // 5, -(-n // 5)}
+
+    def test_removed_rows_leave_no_trace(self, rows):
+        """Two histories that differ in the removed rows alone end in the same bits."""
+        method = registry.make("sisa", MODEL, train=TRAIN, config=SISAConfig(shards=3, slices=2))
+        forget = data.forget_indices([4, 60], 101)
+        other = Dataset(rows.x.at[forget].set(0.5), rows.y.at[forget].set(9))
+        states = [method.fit(KEY, d) for d in (rows, other)]
+        after = [
+            method.unlearn(KEY, s, d, forget) for s, d in zip(states, (rows, other), strict=True)
+        ]
+        bits = [[leaf.tobytes() for leaf in jax.tree.leaves(s.params)] for s in (*states, *after)]
+        assert bits[0] != bits[1] and bits[2] == bits[3]
+        jax.tree.map(np.testing.assert_array_equal, after[0].memory, after[1].memory)
 
     def test_one_shard_is_an_ordinary_training(self, rows):
         """Same data, so about the same quality as `fit`."""
@@ -157,6 +173,16 @@ class TestFeatureUnlearning:
             want = flat + jnp.linalg.solve(hessian + 0.06 * jnp.eye(len(flat)), g)
             np.testing.assert_allclose(jax.flatten_util.ravel_pytree(got)[0], want, atol=1e-8)
             assert jnp.abs(want - flat).max() > 1e-3
+
+    def test_relabelling_must_know_the_classes(self, rows):
+        loss_fn, params = models.cross_entropy(MODEL.apply), MODEL.init(KEY, rows.x[:1])
+        forget = data.forget_indices([1, 5], 101)
+        config = FeatureUnlearningConfig(correction="relabel", iterations=1)
+        step = lambda y: feature_unlearning(
+            KEY, loss_fn, params, rows._replace(y=y), forget, config=config
+        )
+        with pytest.raises(ValueError, match="num_classes=None, and data.y is traced"):
+            jax.eval_shape(step, rows.y)
 
     def test_first_order(self, rows):
         loss_fn, params = models.cross_entropy(MODEL.apply), fit(KEY, MODEL, rows, config=TRAIN)

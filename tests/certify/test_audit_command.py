@@ -51,7 +51,7 @@ def test_what_holds_passes(files, capsys):
     audit(files[0])
     text = capsys.readouterr().out
     assert "PASSED" in text and "A patch erases nothing" in text
-    assert "rows changed without cause" in text
+    assert "rows changed without cause" in text and "margin" in text and "0 to 1" in text
 
 
 def test_a_forged_file_fails(files, capsys):

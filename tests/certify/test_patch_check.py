@@ -9,6 +9,7 @@ from jaxunlearn.certify import highs, patch_check
 from jaxunlearn.certify.region_bound import region_bound
 from jaxunlearn.methods.prune import PruneConfig, prune
 from jaxunlearn.primitives import patch_files, regions
+from jaxunlearn.primitives.patches import apply_patched, empty
 
 pytestmark = pytest.mark.usefixtures("compiled_in_haste")
 SIZES, COUNT = (12, 14, 10, 4), 6
@@ -128,9 +129,97 @@ def test_certified_patches_pass(tmp_path, optima):
         assert worst <= -c.margin + 1e-9
 
 
+def prove(layers, x, y, low, high):
+    config = PruneConfig(mode="region", low=low, high=high, iterations=200)
+    made = prune(layers, x, y, config=config)
+    d = x.shape[1]
+    return patch_files.PatchFile(
+        made.patches,
+        patch_files.model_hash(layers),
+        config.sharpness,
+        config.margin,
+        np.arange(len(x)),
+        np.full(d, low),
+        np.full(d, high),
+        made.dual,
+    )
+
+
+def leads(layers, patches, x, k):
+    """By how much the target of patch k leads where its gate is 1."""
+    z, _ = regions.preactivations(layers, x)
+    active = np.unpackbits(np.asarray(patches.bits[k]), count=z.shape[1], bitorder="little")
+    clear = np.abs(np.asarray(z)).min(1) > 1e-6  # the sign is no matter of rounding
+    inside = ((np.asarray(z) > 0) == active[None].astype(bool)).all(1) & clear
+    _, now = map(np.asarray, apply_patched(layers, patches, x))
+    target = int(patches.target[k])
+    return (now[:, [target]] - np.delete(now, target, 1)).min(1)[inside]
+
+
+def test_a_neighbours_collar_takes_nothing_back():
+    """Two half-lines whose targets are each other's label: both collars are at the same point."""
+    layers = [(jnp.ones((1, 1)), jnp.zeros(1)), (jnp.array([[4.0, 0.0]]), jnp.array([0.5, 1.0]))]
+    file = prove(layers, jnp.array([[0.5], [-0.5]]), jnp.array([0, 1]), -1.0, 1.0)
+    assert all(c.valid for c in patch_check.check(file, layers))
+    x = jnp.array([[-1e-4], [-1e-5], [1e-5], [1e-4], [-0.9], [0.9]])
+    answer = apply_patched(layers, file.patches, x)[1].argmax(-1)
+    assert answer.tolist() == [0, 0, 1, 1, 0, 1]
+    for k in (0, 1):
+        assert (leads(layers, file.patches, x, k) >= 0.1 - 1e-5).all()
+
+
+def test_what_is_certified_holds_between_patched_neighbours():
+    """On segments between patched points, finely near every crossing of a neuron."""
+    layers = network(5, (2, 8, 3))
+    grid = np.stack(np.meshgrid(*[np.linspace(0.03, 0.97, 12)] * 2), -1).reshape(-1, 2)
+    x = jnp.asarray(grid, jnp.float32)
+    y = regions.preactivations(layers, x)[1].argmax(-1)
+    _, one_each = np.unique(np.asarray(regions.activation_pattern(layers, x)), True, axis=0)
+    x, y = x[one_each], y[one_each]
+    file = prove(layers, x, y, 0.0, 1.0)
+    valid = [c.patch for c in patch_check.check(file, layers) if c.valid]
+    assert len(valid) > 5
+    first, second = np.triu_indices(len(x), 1)
+    kernel, bias = (np.asarray(leaf, np.float64) for leaf in layers[0])
+    a, b = (np.asarray(x, np.float64)[side] @ kernel + bias for side in (first, second))
+    cross = (a / np.where(a == b, 1, a - b))[:, :, None]  # of each segment with each neuron
+    steps = np.concatenate([-np.logspace(-6, -3, 6), np.logspace(-6, -3, 6)])
+    t = np.clip(cross + steps[None, None], 0, 1)[..., None]
+    ends = [np.asarray(x, np.float64)[side][:, None, None] for side in (first, second)]
+    on = jnp.asarray((ends[0] + t * (ends[1] - ends[0])).reshape(-1, 2), jnp.float32)
+    lead = [leads(layers, file.patches, on, k) for k in valid]
+    assert sum(map(len, lead)) > 500
+    assert min(found.min() for found in lead if len(found)) >= 0.1 - 1e-3
+
+
+def test_a_patch_that_an_earlier_one_hides_proves_nothing():
+    """Padding bits are no neurons: the second patch has the first one's region."""
+    layers = [(jnp.ones((1, 1)), jnp.zeros(1)), (jnp.array([[4.0, 0.0]]), jnp.zeros(2))]
+    bits, target = jnp.array([[1], [3]], jnp.uint8), jnp.array([1, 0])
+    dual = region_bound(layers, bits, target, low=-1.0, high=1.0).dual
+    patches = empty(2, 1, 2)._replace(
+        bits=bits, delta=jnp.array([[-2.1, 2.1], [1.0, -1.0]]), target=target
+    )
+    box = np.full(1, -1.0), np.ones(1)
+    name = patch_files.model_hash(layers)
+    file = patch_files.PatchFile(patches, name, 1000.0, 0.1, np.array([0, -1]), *box, dual)
+    found = patch_check.check(file, layers)
+    assert [c.valid for c in found] == [True, False] and "patch 0" in found[1].reason
+
+
 def test_replacing_patches_need_no_multipliers():
     file = certified("replace")
     assert file.dual is None and all(c.valid for c in patch_check.check(file, LAYERS))
+
+
+def test_large_logits_keep_their_margin():
+    """In float32 a margin of 0.1 between logits near 1000 is rounded."""
+    layers = [*LAYERS[:-1], tuple(500 * leaf for leaf in LAYERS[-1])]
+    made = prune(layers, X, jnp.asarray(Y), config=PruneConfig(mode="replace"))
+    rows = np.arange(COUNT)
+    name = patch_files.model_hash(layers)
+    file = patch_files.PatchFile(made.patches, name, 1000.0, 0.1, rows)
+    assert [c.valid for c in patch_check.check(file, layers)] == [True] * COUNT
 
 
 def test_forgeries_are_rejected():
@@ -174,4 +263,9 @@ def test_in_float64():
         layers = [tuple(jnp.asarray(leaf, jnp.float64) for leaf in layer) for layer in LAYERS]
         wide = region_bound(layers, BITS, jnp.asarray(TARGET), low=0.0, high=1.0, iterations=200)
         assert wide.bound.dtype == jnp.float64
+        for k in range(COUNT):  # the checker's own allowance is within the method's
+            again = patch_check.bound(
+                layers, explicit(k)[0], int(TARGET[k]), wide.dual[k], 0.0, 1.0
+            )
+            assert (again <= np.asarray(wide.bound[k]) + 1e-14).all()
     np.testing.assert_allclose(wide.bound, bounds(200).bound, rtol=1e-2)

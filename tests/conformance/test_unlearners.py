@@ -225,6 +225,20 @@ def test_predict_takes_any_batch_and_sees_each_row_alone(case):
         np.testing.assert_allclose(some, expected, rtol=1e-5, atol=1e-5)
 
 
+# Made as others of the list are made, with the same few lines around them.
+REPEATED = ("sisa", "prune_class", "amnesiac", "feature_unlearning")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(name, marks=pytest.mark.slow)
+        if name in REPEATED or name.startswith("muter_")
+        else name
+        for name in registry.METHODS
+    ],
+    indirect=True,
+)
 def test_vmap_over_keys_and_requests(case):
     keys = jax.random.split(jax.random.key(3), 3)
     masks = jnp.stack([FORGET, request(7, 8), EMPTY])

@@ -92,6 +92,13 @@ def test_records(finished):
         assert record["frm_null_ci"] == pytest.approx(audit.null_band(null["frm_null"]))
 
 
+def test_models_of_other_shapes_have_no_distance():
+    """SISA has a model for each shard: its record, and the table, do without."""
+    one, shards = {"w": jnp.ones(2)}, {"w": jnp.ones((5, 2))}
+    assert module._distance(one, {"w": jnp.zeros(2)}) == pytest.approx(2**0.5)
+    assert module._distance(shards, one) is None and module._distance({}, one) is None
+
+
 def test_costs_are_compared_with_retraining_of_the_same_seed(finished):
     _, (_, retrain, noop, finetune, *_) = finished
     assert all(retrain[name] is None for name in (*RATIOS, "grad_speedup"))

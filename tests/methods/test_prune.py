@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn import Dataset, Status, TrainConfig, data, fit, models, registry
+from jaxunlearn import Dataset, Model, Status, TrainConfig, data, fit, models, registry
 from jaxunlearn.certify import patch_audit, patch_check
 from jaxunlearn.methods.prune import (
     MODES,
@@ -17,7 +17,8 @@ from jaxunlearn.methods.prune import (
     runner_up,
 )
 from jaxunlearn.methods.prune_class import PruneClassConfig, prune_class
-from jaxunlearn.primitives import patch_files, regions
+from jaxunlearn.methods.prune_state import unlearner
+from jaxunlearn.primitives import patch_files, regions, splits
 from jaxunlearn.primitives.patches import apply_patched, gate, live
 
 pytestmark = pytest.mark.usefixtures("compiled_in_haste")
@@ -176,6 +177,20 @@ def test_bad_input(trained):
         prune(params, x.at[2].add(2.0), y, config=config("region"))
     with pytest.raises(ValueError, match="target is the label"):
         prune(params, x, y, target=y)
+    for target, message in (
+        ([0, 0, 99], r"classes from 0 to 99.*0\.\.9"),
+        ([0, 0, -1], "classes from -1 to 0"),
+        ([1], r"target has shape \(1,\)"),
+        ([0.5, 0.5, 0.5], "dtype float32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prune(params, x, y, target=jnp.array(target))
+    for box in ({"low": 0.0}, {"high": 1.0}):
+        with pytest.raises(ValueError, match="an input box needs both"):
+            PruneConfig(**box)
+    for low, high in ((1.0, 0.0), (float("nan"), 1.0), (0.0, float("inf")), (0.5, 0.5)):
+        with pytest.raises(ValueError, match="must be finite, and low < high"):
+            PruneConfig(mode="region", low=low, high=high)
     with pytest.raises(ValueError, match="key is None"):
         prune(params, x, y, config=config("paper"))
     with pytest.raises(ValueError, match=r"x has shape \(3, 60\)"):
@@ -254,6 +269,11 @@ class TestClass:
         found = prune_class(params, train.x[of_class], train.y[of_class], config=small)
         assert int(found.count) == 5 and found.covered.sum() == 5
 
+    def test_points_outside_of_the_box(self):
+        layers = [(jnp.array([[1.0, -1.0]]), jnp.array([-2.05, 1.0])), (jnp.eye(2), jnp.zeros(2))]
+        with pytest.raises(ValueError, match=r"x has 1 points outside of the box.*\[1\]"):
+            prune_class(layers, jnp.array([[0.5], [3.0]]), jnp.array([1, 0]))
+
     def test_bad_configurations(self):
         with pytest.raises(ValueError, match="low=1.0 must be below high=0.5"):
             PruneClassConfig(low=1.0, high=0.5)
@@ -271,6 +291,25 @@ class TestUnlearner:
             small.unlearn(KEY, state, train, forget)
         after = jax.jit(small.unlearn)(KEY, state, train, forget)
         assert after.status == Status.BEYOND_CERTIFICATE
+
+    def test_a_later_request_in_the_region_of_an_earlier_one(self):
+        """One region with two labels: the second row is answered by its label, and that is said."""
+        params = [(jnp.ones((1, 1)), jnp.zeros(1)), (jnp.eye(1, 2), jnp.array([0.0, 1.0]))]
+        model = Model(lambda key, x: params, lambda params, x: regions.preactivations(params, x)[1])
+        rows = Dataset(jnp.array([[2.0], [0.5], [1.5], [-1.0]]), jnp.array([0, 1, 0, 1]))
+        still = TrainConfig(epochs=1, batch_size=3, learning_rate=1e-9)
+        parts = splits.Split(lambda params, x: x, lambda params: params)
+        method = unlearner(model, still, split=parts)
+        state = method.fit(KEY, rows)
+        for row, outcome, status in (
+            (0, Outcome.FLIPPED, Status.OK),
+            (2, Outcome.SHARED, Status.OK),
+            (1, Outcome.CONFLICT, Status.BEYOND_CERTIFICATE),
+        ):
+            state = method.unlearn(KEY, state, rows, data.forget_indices([row], 4))
+            at = int(state.memory.count) - 1
+            assert (state.memory.outcome[at], state.status) == (outcome, status)
+        assert method.predict(state, rows.x).argmax(-1).tolist() == [1, 1, 1, 1]
 
     def test_rows_outside_of_the_box(self, trained):
         _, train = trained
@@ -308,5 +347,5 @@ class TestUnlearner:
         base, logits = (np.asarray(method.predict(s, train.x)) for s in (state, after))
         right = base.argmax(-1) == np.asarray(train.y)
         assert right[:5].any() and (logits.argmax(-1) != train.y)[:5].all()
-        changed = (np.abs(logits - base) > 1e-4).any(1)
-        assert changed[:5][right[:5]].all() and changed[5:].mean() < 0.1
+        changed = (logits != base).any(1)  # one compiled program for both
+        assert changed[:5][right[:5]].all() and changed[5:].mean() < 0.02

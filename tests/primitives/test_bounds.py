@@ -89,3 +89,16 @@ def test_certified_radius_and_fixed_neurons():
 def test_boxes_must_match():
     with pytest.raises(ValueError, match=r"low has shape \(1,\) and high \(2,\)"):
         bounds.crown_bounds(ABS, jnp.zeros(1), jnp.zeros(2))
+
+
+def test_a_point_outside_of_the_box():
+    layers = [(jnp.array([[1.0, -1.0]]), jnp.array([-2.05, 1.0])), (jnp.eye(2), jnp.zeros(2))]
+    x = jnp.array([[2.0]])
+    for find in (
+        lambda: bounds.fixed_neurons(layers, x, jnp.array([0.1]), low=0.0, high=1.0),
+        lambda: bounds.certified_radius(layers, x, jnp.array([0]), low=0.0, high=1.0),
+    ):
+        with pytest.raises(ValueError, match="x has 1 points outside of the box"):
+            find()
+    with pytest.raises(ValueError, match="this box is empty"):
+        bounds.interval_bounds(layers, jnp.ones(1), jnp.zeros(1))

@@ -71,7 +71,7 @@ def test_the_gate_is_one_on_the_region_and_falls_with_the_violation():
     np.testing.assert_allclose(soft, np.maximum(1 - violation, 0), atol=1e-6)
 
 
-def test_groups_add_their_constant_once_where_they_overlap():
+def test_overlapping_patches_add_their_constant_once():
     nothing = jnp.zeros((2, 3), jnp.uint8)  # two regions that are everything
     delta = jnp.array([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])
     patches = Patches(
@@ -82,7 +82,7 @@ def test_groups_add_their_constant_once_where_they_overlap():
     np.testing.assert_allclose(patched - base, jnp.tile(delta[:1], (5, 1)), rtol=1e-5)
     apart = patches._replace(group=jnp.array([0, 1]), delta=jnp.tile(delta[:1], (2, 1)))
     base, patched = apply_patched(LAYERS, apart, X[:5])
-    np.testing.assert_allclose(patched - base, jnp.tile(2 * delta[:1], (5, 1)), rtol=1e-5)
+    np.testing.assert_allclose(patched - base, jnp.tile(delta[:1], (5, 1)), rtol=1e-5)
 
 
 def test_care_leaves_neurons_out():
