@@ -131,7 +131,7 @@ def _fd_error(w, rows: Dataset, ball) -> float:
 
 
 def softmax_problem(n: int = 1000):
-    """Five digits through 16 features tanh(PCA), attacked in the features: findings and rows."""
+    """Five digits through 16 features tanh(PCA), attacked in the features: loss and rows."""
     name, some = handwritten().name, handwritten().train
     y = np.asarray(some.y)
     order = np.random.default_rng(0).permutation(np.flatnonzero(y < 5))[:n]

@@ -9,6 +9,8 @@ from jaxunlearn.cli import main
 from jaxunlearn.experiments import read_records
 from jaxunlearn.models import MODELS
 
+pytestmark = pytest.mark.usefixtures("compiled_in_haste")
+
 
 def refused(capsys, *argv):
     """What a refused command writes to standard error."""

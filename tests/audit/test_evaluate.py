@@ -7,6 +7,8 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from jaxunlearn import audit
 
+pytestmark = pytest.mark.usefixtures("compiled_in_haste")
+
 
 @pytest.fixture
 def case():

@@ -146,7 +146,9 @@ class TestSISA:
 
 
 class TestFeatureUnlearning:
-    @pytest.mark.parametrize("correction", ["remove", "relabel"])
+    @pytest.mark.parametrize(
+        "correction", ["remove", pytest.param("relabel", marks=pytest.mark.slow)]
+    )
     def test_is_the_damped_newton_step(self, rows, correction):
         """Against a dense Hessian, in float64, with all remaining rows in every product."""
         with jax.enable_x64(True):

@@ -14,6 +14,8 @@ from jaxunlearn.certify.budget import (
     paper_budget,
 )
 
+pytestmark = pytest.mark.usefixtures("compiled_in_haste")
+
 
 def test_equations():
     p_a, p_b, sigma = 0.8, 0.15, 0.1

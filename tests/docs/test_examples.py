@@ -9,6 +9,8 @@ import re
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("compiled_in_haste")
+
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"(<!-- no-run: .+? -->\s*)?^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -320,7 +320,7 @@ class TestUnlearner:
         assert after.status == Status.BEYOND_CERTIFICATE
         assert (after.memory.outcome[:2] == Outcome.OUTSIDE).any()
 
-    @pytest.mark.parametrize("mode", ["region", "paper"])
+    @pytest.mark.parametrize("mode", ["region", pytest.param("paper", marks=pytest.mark.slow)])
     def test_modes_with_a_memory_of_their_own(self, trained, mode):
         _, train = trained
         how = config(mode, capacity=40)
@@ -337,6 +337,7 @@ class TestUnlearner:
             assert twice.certificate.shape == (40, 10, 48)
             assert (twice.certificate[:20] >= 0).all() and twice.certificate[:20].any()
 
+    @pytest.mark.slow
     def test_behind_a_convolutional_network(self):
         splits = data.load("digits")
         train = Dataset(splits.train.x[:200], splits.train.y[:200])

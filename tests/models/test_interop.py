@@ -10,6 +10,8 @@ from jaxunlearn import TrainConfig, registry, tree
 from jaxunlearn.models import cross_entropy
 from jaxunlearn.types import Dataset, Model
 
+pytestmark = pytest.mark.usefixtures("compiled_in_haste")
+
 
 class Network(nnx.Module):
     def __init__(self, rngs):
