@@ -10,9 +10,8 @@ What is not proved in it:
 - It has no factor for drawing without replacement: removing nobody still moves its mean.
 - Nothing covers the steps before, which saw the rows.
 
-On a network with 50,890 parameters and 60,000 rows the value is anything from 59,000 to below 0,
-depending on how the T radii and the Lipschitz constant are made one number; without the 1/T, no
-more than one coordinate in a thousand has a budget above 0.
+There are T radii, and the paper does not say how they and the Lipschitz constants become one
+number.
 """
 
 import functools

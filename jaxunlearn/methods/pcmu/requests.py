@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn import _sharding, _validate, tree
+from jaxunlearn import tree
 from jaxunlearn.certify import budget
 from jaxunlearn.methods.pcmu.training import PCMUConfig, train
 from jaxunlearn.models.losses import cross_entropy
-from jaxunlearn.posthoc import Update, posthoc
+from jaxunlearn.posthoc import Request, Update, answering, posthoc
 from jaxunlearn.primitives.gradients import gradient_range
 from jaxunlearn.training.config import TrainConfig
 from jaxunlearn.types import (
@@ -156,16 +156,10 @@ def unlearner(
         )
         return _certified(state)
 
-    def unlearn(key: Array, state: State, data: Dataset, forget: Array) -> State:
-        del key
-        data = _sharding.automatic(data)
-        one_row = jax.ShapeDtypeStruct((1, *data.x.shape[1:]), data.x.dtype)
-        logits = jax.eval_shape(model.apply, state.params, one_row)
-        _validate.dataset(data, num_classes=logits.shape[-1])
-        _validate.forget_mask(forget, data.y.shape[0], removed=state.removed)
-        new = (forget & ~state.removed).any()
-        answered = _certified(state._replace(removed=state.removed | forget))
-        return answered._replace(grads=jnp.where(new, 0.0, state.grads).astype(jnp.float32))
+    def answer(key: Array, state: State, data: Dataset, request: Request) -> State:
+        del key, data
+        removed = state.removed | request.forget
+        return _certified(state._replace(removed=removed, grads=jnp.float32(0)))
 
     def _certified(state: State) -> State:
         found = certificate(state, train_config, config)
@@ -173,7 +167,8 @@ def unlearner(
         status = jnp.where(tree.all_finite(state.params), status, Status.NOT_FINITE)
         return state._replace(status=status.astype(jnp.int32), certificate=found)
 
-    return Unlearner(fit_state, unlearn, lambda state, x: model.apply(state.params, x))
+    predict = lambda state, x: model.apply(state.params, x)
+    return Unlearner(fit_state, answering(model.apply, answer), predict)
 
 
 def certificate(state: State, train_config: TrainConfig, config: PCMUConfig) -> PCMUCertificate:

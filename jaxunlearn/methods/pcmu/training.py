@@ -39,8 +39,8 @@ class PCMUConfig:
         at a price in accuracy.
       relative: None, or ``leaf_rms``: sigma and lam in units of each leaf's gradients.
       learning_rate: .005 (hard, sampled) or .05 (soft) if None; .05 in the paper.
-      schedule: as of TrainConfig. ``step`` in the paper; ``cosine``, the default, ends one to two
-        points of accuracy higher, since every step has the full length of its rate.
+      schedule: as of TrainConfig. ``step`` in the paper; ``cosine``, the default, ends at
+        smaller steps, which matters where every step has the full length of its rate.
       clip: largest L2 norm of one row's gradient; sampled mode only.
       epsilon: a request that costs more is beyond the certificate; sampled mode only.
       delta: of the guarantee; sampled mode only.

@@ -45,6 +45,7 @@ def check(z, *, interpret: bool) -> None:
 
 @functools.partial(jax.jit, static_argnames=("tile", "interpret"))
 def region_gate(z, bits, care, *, sharpness, tile: Tile, interpret=False):
+    """The gates by tiles of rows and regions; arguments as checked by the public function."""
     rows, count = z.shape
     regions, width = bits.shape
     if care is None:
