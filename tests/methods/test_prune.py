@@ -10,14 +10,15 @@ from jaxunlearn.certify import patch_audit, patch_check
 from jaxunlearn.methods.prune import (
     MODES,
     Outcome,
+    PruneClassConfig,
     PruneConfig,
     k_means,
-    leaders,
     prune,
+    prune_class,
     runner_up,
+    unlearner,
 )
-from jaxunlearn.methods.prune_class import PruneClassConfig, prune_class
-from jaxunlearn.methods.prune_state import unlearner
+from jaxunlearn.methods.prune.multipoint import leaders
 from jaxunlearn.primitives import patch_files, regions, splits
 from jaxunlearn.primitives.patches import apply_patched, gate, live
 
@@ -275,7 +276,7 @@ class TestClass:
             prune_class(layers, jnp.array([[0.5], [3.0]]), jnp.array([1, 0]))
 
     def test_bad_configurations(self):
-        with pytest.raises(ValueError, match="low=1.0 must be below high=0.5"):
+        with pytest.raises(ValueError, match="low=1.0 and high=0.5 must be finite"):
             PruneClassConfig(low=1.0, high=0.5)
         with pytest.raises(ValueError, match="radius_scale=0"):
             PruneClassConfig(radius_scale=0)
