@@ -32,6 +32,7 @@ PUBLIC = (
     "jaxunlearn.methods.prune",
     "jaxunlearn.methods.prune.classes",
     "jaxunlearn.methods.prune.constants",
+    "jaxunlearn.methods.prune.handover",
     "jaxunlearn.methods.prune.memory",
     "jaxunlearn.methods.prune.multipoint",
     "jaxunlearn.methods.prune.points",

@@ -2,6 +2,7 @@
 
 import enum
 
+import jax
 import jax.numpy as jnp
 
 from jaxunlearn.primitives.patches import Patches, corrected, live
@@ -33,6 +34,7 @@ class Outcome(enum.IntEnum):
     EMPTY = 6
 
 
+@jax.jit
 def settled(
     patches: Patches, gates: Array, logits: Array, y: Array, *, own: Array, inside: Array
 ) -> Array:

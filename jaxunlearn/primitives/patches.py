@@ -143,6 +143,7 @@ def apply_patched(
     return _apply(layers, patches, jnp.asarray(x), sharpness, implementation=implementation)
 
 
+@jax.jit
 def corrected(patches: Patches, gates: Array, base: Array) -> Array:
     """``base`` with the patches added by their gates ``[B, K]``; inside a region its own alone.
 

@@ -15,6 +15,7 @@ the constant ``t = (V + margin) / 2``, added to the target and taken from the re
 from jaxunlearn.methods.prune.classes import PrunedClass, prune_class
 from jaxunlearn.methods.prune.config import MODES, PruneClassConfig, PruneConfig
 from jaxunlearn.methods.prune.constants import constant, runner_up
+from jaxunlearn.methods.prune.handover import hand_over, patch_file
 from jaxunlearn.methods.prune.memory import Memory
 from jaxunlearn.methods.prune.multipoint import Multipoint, k_means, multipoint
 from jaxunlearn.methods.prune.points import Pruned, prune, prune_rows
@@ -32,8 +33,10 @@ __all__ = [
     "PrunedClass",
     "class_unlearner",
     "constant",
+    "hand_over",
     "k_means",
     "multipoint",
+    "patch_file",
     "prune",
     "prune_class",
     "prune_rows",

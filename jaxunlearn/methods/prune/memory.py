@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -87,6 +88,7 @@ def requested(forget: Array, used: Array, capacity: int) -> tuple[Array, int]:
     return rows, size
 
 
+@jax.jit
 def place(memory: Memory, new: Patches, rows, outcome, asked) -> tuple[Memory, Array]:
     """The memory with new patches after the old ones, and the place of each (beyond it: none).
 

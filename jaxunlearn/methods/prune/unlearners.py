@@ -85,7 +85,7 @@ def unlearner(
         return state._replace(
             memory=memory,
             grads=(each * asked.sum() / 3).astype(jnp.float32),
-            status=_status(asked, outcome, lost, config),
+            status=_status(asked, outcome, lost, config=config),
             certificate=certificate,
         )
 
@@ -194,7 +194,8 @@ def check(model: Model, parts: splits.Split, shape: tuple[int, ...], dtype: str)
     splits.check_split(parts, model, jax.ShapeDtypeStruct((1, *shape), dtype))
 
 
-def _status(asked: Array, outcome: Array, lost: Array, config: PruneConfig) -> Array:
+@functools.partial(jax.jit, static_argnames=("config",))
+def _status(asked: Array, outcome: Array, lost: Array, *, config: PruneConfig) -> Array:
     """Whether all that was asked for is done.
 
     A row in the region of another one with its label as target, one outside of the box, and one
