@@ -22,9 +22,8 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from benchmarks.tables import _prune_paper as prune_paper
 from benchmarks.tables import _prune_show
-from benchmarks.tables._prune_setting import COLUMNS, Setting, clock, timed
+from benchmarks.tables._prune_setting import COLUMNS, Setting, clock, timed, vgg_style
 from jaxunlearn import Dataset, Model, TrainConfig, data, registry
 from jaxunlearn._files import atomic_write
 from jaxunlearn._progress import track
@@ -327,7 +326,7 @@ def run(options: Options) -> Iterator[tuple[str, dict[str, Any]]]:
         rows = load("fashion_mnist", options, flat=False, count=options.feature_rows)
         behind = []
         for seed in track(seeds, "behind convolutions"):
-            setting = Setting(*rows, epochs=3, seed=seed, model=prune_paper.vgg_style())
+            setting = Setting(*rows, epochs=3, seed=seed, model=vgg_style())
             behind.append(points(setting, (100,), seed))
             yield (
                 "fashion_mnist, convolutional",

@@ -192,7 +192,8 @@ def _look(layers, file: PatchFile, data: Dataset, chunk: int, progress: bool) ->
                 reached.append(Collision(int(start + row), int(k), float(gates[row, k])))
     outside = np.zeros(n, bool)
     if file.low is not None and file.high is not None:
-        outside = ((x < np.asarray(file.low)[None]) | (x > np.asarray(file.high)[None])).any(1)
+        beyond = (x < np.asarray(file.low)[None]) | (x > np.asarray(file.high)[None])
+        outside = np.asarray(beyond.any(1))
     before, after, differs = map(np.concatenate, zip(*found, strict=True))
     return _Seen(before, after, differs, outside, np.where(works, own, np.nan), reached)
 

@@ -293,8 +293,9 @@ def fits_together(file: PatchFile, path: str) -> None:
     if len(shape) != 2 or np.ndim(p.delta) != 2 or np.asarray(p.bits).dtype != np.uint8:
         raise ValueError(f"path={path!r}: bits and delta must be uint8[K, W] and float[K, L].")
     count, classes = shape[0], np.shape(p.delta)[1]
-    asked, box = np.size(file.requests), np.size(file.high if file.low is None else file.low)
-    several = np.shape(file.dual)[2:3] or (-1,)
+    asked = 0 if file.requests is None else np.size(file.requests)
+    box = next((np.size(side) for side in (file.low, file.high) if side is not None), 0)
+    several = () if file.dual is None else np.shape(file.dual)[2:3] or (-1,)
     wrong = []
     for name, leaf, want, kinds, least, most in (
         ("delta", p.delta, (count, classes), "f", -LARGEST, LARGEST),

@@ -356,13 +356,14 @@ class TestUnlearner:
 
     def test_a_class_is_handed_over_too(self, trained, tmp_path):
         _, train = trained
-        how = PruneClassConfig(capacity=16)
+        how = PruneClassConfig(capacity=24)
         method = registry.make("prune_class", MODEL, train=TRAIN, config=how)
         state = method.fit(KEY, train)
-        asked = np.flatnonzero(np.isin(train.y, (3, 5)))[:24]  # two groups
+        asked = np.flatnonzero(np.asarray(train.y) == 3)[:24]
         with pytest.raises(ValueError, match="state has no requests"):
             patch_file(MODEL, state, train, config=how)
-        state = method.unlearn(KEY, state, train, data.forget_indices(asked, 600))
+        for some in (asked[:12], asked[12:]):  # two groups
+            state = method.unlearn(KEY, state, train, data.forget_indices(some, 600))
         file = hand_over(tmp_path, MODEL, state, train, config=how)
         assert file.requests.tolist() == asked.tolist() and file.rows.size == state.memory.count
         logits = method.predict(state, train.x[asked])
@@ -374,7 +375,7 @@ class TestUnlearner:
         found = patch_audit.audit_patches(file, state.params, train)
         assert found.misstated == found.misplaced == found.not_flipped == []
         assert found.passed == (found.changed_elsewhere == [])
-        assert {c.claim for c in found.certificates} == {patch_check.Claim.WIDER}
+        assert patch_check.Claim.WIDER in {c.claim for c in found.certificates}
 
     @pytest.mark.slow
     def test_behind_a_convolutional_network(self):

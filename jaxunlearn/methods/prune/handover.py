@@ -131,11 +131,11 @@ def hand_over(
     file = patch_file(model, state, data, config=config, split=parts)
     features = jax.jit(parts.features)
     starts = range(0, data.y.shape[0], CHUNK)
-    x = [np.asarray(features(state.params, data.x[at : at + CHUNK])) for at in starts]
+    x = [features(state.params, data.x[at : at + CHUNK]) for at in starts]
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     patch_files.save_network(folder / "network.npz", parts.head(state.params))
-    patch_files.save_data(folder / "rows.npz", Dataset(np.concatenate(x), np.asarray(data.y)))
+    patch_files.save_data(folder / "rows.npz", data._replace(x=jnp.concatenate(x)))
     patch_files.save_patches(folder / "patches.npz", file)
     return file
 

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxunlearn_kernels import _options
 from jaxunlearn_kernels.region_gate import pallas, reference
@@ -63,7 +64,7 @@ def region_gate(
             )
     if care is not None and care.shape != bits.shape:
         raise ValueError(f"care has shape {care.shape}, but must be that of bits, {bits.shape}.")
-    if not isinstance(sharpness, jax.core.Tracer):
+    if not isinstance(sharpness, Tracer):
         _options.number("sharpness", sharpness)
     implementation = _options.chosen(implementation)
     if implementation == "pallas" and z.dtype == jnp.float64:
