@@ -78,21 +78,19 @@ def audit_patch(
     file: tyro.conf.Positional[pathlib.Path],
     model: pathlib.Path,
     data: pathlib.Path,
-    requests: tuple[int, ...] | None = None,
+    requests: tuple[int, ...] = (),
 ) -> None:
     """Check a patch file without a solver: certificates, the flips, and no change elsewhere.
 
-    Ends with exit code 1 if something that the file claims does not hold, or something that was
-    asked for is not done, and with 2 if the files are damaged or do not belong together.
-
-    jaxunlearn.methods.prune.hand_over writes all three files.
+    The exit code is 1 if something that the file claims does not hold or a request is not met, and
+    2 if the files are damaged or do not belong together. All three files are written by
+    jaxunlearn.methods.prune.hand_over.
 
     Args:
-      file: of patches.
-      model: the dense layers that they are for, as save_network writes them.
-      data: a NumPy archive of x, the inputs of these layers, and y, labels: the training data, in
-        its order.
-      requests: numbers of the rows that asked, as you know it; else the file is believed.
+      file: the patches.
+      model: the dense layers that they are for: a NumPy archive of kernel_0, bias_0, and so on.
+      data: a NumPy archive of x, inputs of these layers, and y, labels: the training data in order.
+      requests: numbers of the rows that asked, as you know it. Without, the file is believed.
     """
     from jaxunlearn.certify import patch_audit
     from jaxunlearn.experiments.patch_report import lines
@@ -100,9 +98,11 @@ def audit_patch(
 
     given = patch_files.load_patches(file)
     network, rows = patch_files.load_network(model), patch_files.load_data(data)
-    found = patch_audit.audit_patches(given, network, rows, requests=requests, progress=True)
+    found = patch_audit.audit_patches(
+        given, network, rows, requests=requests or None, progress=True
+    )
     console = _console()
-    for line in lines(given, found):
+    for line in lines(given, found, len(rows.y)):
         console.print(line)
     console.print("[bold]PASSED[/]" if found.passed else "[bold red]FAILED[/]")
     if not found.passed:

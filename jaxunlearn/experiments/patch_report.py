@@ -10,7 +10,7 @@ from jaxunlearn.primitives.outcomes import Outcome
 from jaxunlearn.primitives.patch_files import PatchFile
 
 
-def lines(file: PatchFile, found: PatchAudit) -> Iterator[str]:
+def lines(file: PatchFile, found: PatchAudit, rows: int) -> Iterator[str]:
     """The findings, one a line, with rich's markup: what fails the audit in red."""
     box = "none"
     if file.low is not None and file.high is not None:
@@ -20,6 +20,8 @@ def lines(file: PatchFile, found: PatchAudit) -> Iterator[str]:
     valid = sum(c.valid for c in found.certificates)
     collisions = sorted({c.row for c in found.collisions})
     for title, text in (
+        ("hash of the network", file.model[:12]),
+        ("rows looked at", f"{rows}"),
         ("sharpness of the gates", f"{file.sharpness:g}"),
         ("margin", f"{file.margin:g}"),
         ("box of the certificates", box),
@@ -33,7 +35,7 @@ def lines(file: PatchFile, found: PatchAudit) -> Iterator[str]:
         counts = Counter(map(int, file.outcome))
         told = (f"{counts[code]} {_words(code)}" for code in Outcome if counts[code])
         yield f"{'  the file says':41} {', '.join(told)}"
-    for title, rows, fails in (
+    for title, some, fails in (
         ("  whose answer changed", found.flipped, False),
         ("  that were wrong before", found.already_wrong, False),
         ("  answered by their label", found.not_flipped, True),
@@ -46,10 +48,10 @@ def lines(file: PatchFile, found: PatchAudit) -> Iterator[str]:
         ("  whose answer changed", found.answers_elsewhere, False),
         ("rows outside of the box", found.outside, False),
     ):
-        if rows is None:
+        if some is None:
             yield title
         else:
-            yield _line(title, rows, fails=fails)
+            yield _line(title, some, fails=fails)
     reasons = {c.reason: c.patch for c in reversed(found.certificates) if not c.valid}
     if reasons:
         yield "\npatches without a certificate"
