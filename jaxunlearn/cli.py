@@ -75,62 +75,38 @@ def models() -> None:
 
 
 def audit_patch(
-    file: tyro.conf.Positional[pathlib.Path], model: pathlib.Path, data: pathlib.Path
+    file: tyro.conf.Positional[pathlib.Path],
+    model: pathlib.Path,
+    data: pathlib.Path,
+    requests: tuple[int, ...] = (),
 ) -> None:
     """Check a patch file without a solver: certificates, the flips, and no change elsewhere.
 
-    Ends with exit code 1 if something that the file claims does not hold.
+    The exit code is 1 if something that the file claims does not hold or a request is not met, and
+    2 if the files are damaged or do not belong together. All three files are written by
+    jaxunlearn.methods.prune.hand_over.
 
     Args:
-      file: of patches.
-      model: the dense layers that they are for, as save_network writes them.
-      data: a NumPy archive of x, the inputs of these layers, and y, labels.
+      file: the patches.
+      model: the dense layers that they are for: a NumPy archive of kernel_0, bias_0, and so on.
+      data: a NumPy archive of x, inputs of these layers, and y, labels: the training data in order.
+      requests: numbers of the rows that asked, as you know it. Without, the file is believed.
     """
     from jaxunlearn.certify import patch_audit
+    from jaxunlearn.experiments.patch_report import lines
     from jaxunlearn.primitives import patch_files
 
     given = patch_files.load_patches(file)
-    rows = patch_files.load_data(data)
-    found = patch_audit.audit_patches(given, patch_files.load_network(model), rows)
-    console = _console()
-    valid = [c for c in found.certificates if c.valid]
-    collisions = sorted({c.row for c in found.collisions})
-    box = "none"
-    if given.low is not None and given.high is not None:
-        box = f"{given.low.min():g} to {given.high.max():g}"
-        if len({*given.low.tolist()}) + len({*given.high.tolist()}) > 2:
-            box += f", {(given.high - given.low).mean():g} wide on average"
-    for name, text in (
-        ("sharpness of the gates", f"{given.sharpness:g}"),
-        ("margin", f"{given.margin:g}"),
-        ("box of the certificates", box),
-        ("patches", f"{len(found.certificates)}"),
-        ("certified for their whole region", f"{len(valid)}"),
-        ("rows whose answer changed", f"{len(found.flipped)}"),
-        ("named rows that were wrong before", _some(found.already_wrong)),
-        ("named rows answered by their label", _some(found.not_flipped)),
-        ("patches that are not at their row", _some(found.misplaced)),
-        ("rows changed without cause", _some(found.changed_elsewhere)),
-        ("other rows whose answer changed", _some(found.answers_elsewhere)),
-        ("rows that a patch for others reaches", _some(collisions)),
-        ("rows outside of the box", _some(found.outside)),
-    ):
-        console.print(f"{name:38} {text}")
-    reasons = {c.reason: c.patch for c in reversed(found.certificates) if not c.valid}
-    for reason, patch in reversed(reasons.items()):
-        console.print(f"  patch {patch}: {escape(reason)}")
-    console.print(
-        "\nA patch erases nothing: the weights are as they were, and the file tells who asked."
+    network, rows = patch_files.load_network(model), patch_files.load_data(data)
+    found = patch_audit.audit_patches(
+        given, network, rows, requests=requests or None, progress=True
     )
+    console = _console()
+    for line in lines(given, found, len(rows.y)):
+        console.print(line)
     console.print("[bold]PASSED[/]" if found.passed else "[bold red]FAILED[/]")
     if not found.passed:
         raise SystemExit(1)
-
-
-def _some(rows: list[int]) -> str:
-    """How many, and the first of them."""
-    first = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
-    return f"{len(rows)}" + (f" ({first})" if rows else "")
 
 
 COMMANDS = {

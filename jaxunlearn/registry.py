@@ -32,10 +32,9 @@ from jaxunlearn.methods.muter_unlearner import MuterConfig
 from jaxunlearn.methods.muter_unlearner import unlearner as muter
 from jaxunlearn.methods.pcmu import PCMUConfig, retrain_unlearner
 from jaxunlearn.methods.pcmu import unlearner as pcmu
-from jaxunlearn.methods.prune import PruneConfig
-from jaxunlearn.methods.prune_class import PruneClassConfig
-from jaxunlearn.methods.prune_class import unlearner as prune_class
-from jaxunlearn.methods.prune_state import unlearner as prune
+from jaxunlearn.methods.prune import PruneClassConfig, PruneConfig
+from jaxunlearn.methods.prune import class_unlearner as prune_class
+from jaxunlearn.methods.prune import unlearner as prune
 from jaxunlearn.primitives.solve import CG
 from jaxunlearn.training.config import TrainConfig
 from jaxunlearn.training.pruned import PruningConfig
