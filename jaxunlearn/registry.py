@@ -28,8 +28,8 @@ from jaxunlearn.baselines.retrain import RetrainConfig
 from jaxunlearn.baselines.retrain import unlearner as retrain
 from jaxunlearn.baselines.sisa import SISAConfig
 from jaxunlearn.baselines.sisa import unlearner as sisa
-from jaxunlearn.methods.muter_unlearner import MuterConfig
-from jaxunlearn.methods.muter_unlearner import unlearner as muter
+from jaxunlearn.methods.muter import MuterConfig
+from jaxunlearn.methods.muter import unlearner as muter
 from jaxunlearn.methods.pcmu import PCMUConfig, retrain_unlearner
 from jaxunlearn.methods.pcmu import unlearner as pcmu
 from jaxunlearn.methods.prune import PruneClassConfig, PruneConfig

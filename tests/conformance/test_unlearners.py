@@ -19,7 +19,7 @@ from jaxunlearn.baselines import (
     SISAConfig,
     WoodFisherConfig,
 )
-from jaxunlearn.methods.muter_unlearner import MuterConfig
+from jaxunlearn.methods.muter import MuterConfig
 from jaxunlearn.methods.pcmu import PCMUConfig
 from jaxunlearn.primitives.adversarial import PGDConfig
 from jaxunlearn.primitives.balls import L2Ball
