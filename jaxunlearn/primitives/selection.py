@@ -65,8 +65,8 @@ class Sigma:
 class Quantile:
     """Rows ranked from ``low`` to ``high`` by score, as fractions; exact, equal scores by number.
 
-    ``round(high * m) - round(low * m)`` of m rows: (0, .25) are the quarter with the smallest
-    scores, (.75, 1) the quarter with the largest, (0, 1) all.
+    ``round(high * m) - round(low * m)`` of m rows, but at least one if high > low: (0, .25) are
+    the quarter with the smallest scores, (.75, 1) the quarter with the largest, (0, 1) all.
 
     Attributes:
       low: fraction of the rows to leave out below, in [0, 1].
@@ -91,13 +91,13 @@ class Quantile:
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["fraction"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Random:
-    """``round(fraction * m)`` of m rows, whatever their scores, all such sets equally likely.
+    """``round(fraction * m)`` of m rows, at least one, all such sets equally likely.
 
     The control that every rule has to beat; also what the official code of ConMU does, which
     gives each score to another row (at the count that its bounds keep).
 
     Attributes:
-      fraction: in [0, 1].
+      fraction: in [0, 1]; 0 selects nothing.
 
     Example:
       >>> int(kept(jnp.zeros(8), Random(0.25), key=jax.random.key(0)).sum())
@@ -257,10 +257,13 @@ def kept(
     if isinstance(rule, Random):
         if key is None:
             raise ValueError("key is None, but a random selection needs a jax.random.key.")
-        return _first(random_order(key, among), rule.fraction * among.sum()) & among
+        m = among.sum()
+        count = jnp.where(rule.fraction > 0, jnp.maximum(jnp.round(rule.fraction * m), 1), 0)
+        return (random_order(key, among) < count) & among
     if isinstance(rule, Quantile):
         rank, m = _rank(scores, among), among.sum()
-        low, high = jnp.round(rule.low * m), jnp.round(rule.high * m)
+        low = jnp.minimum(jnp.round(rule.low * m), m - 1)
+        high = jnp.where(rule.high > rule.low, jnp.maximum(jnp.round(rule.high * m), low + 1), 0)
         return (rank >= low) & (rank < high) & among
     if not isinstance(rule, Sigma):
         raise ValueError(f"rule={rule!r} must be a Sigma, a Quantile or a Random.")
@@ -313,10 +316,6 @@ def random_order(key: Array, among: Array) -> Array:
       ([0, 1, 2], 2)
     """
     return _rank(jax.random.permutation(key, among.shape[0]), among)
-
-
-def _first(rank: Array, count: Array) -> Array:
-    return rank < jnp.round(count)
 
 
 def _rank(values: Array, among: Array) -> Array:
