@@ -8,6 +8,16 @@ retraining in accuracy is not forgetting, and the paper's code selects at random
 
 from jaxunlearn.methods.conmu.config import OFFICIAL, PAPER, PAPER_CLASS, ConMUConfig
 from jaxunlearn.methods.conmu.pipeline import Unlearned, conmu
+from jaxunlearn.methods.conmu.sweep import sweep
 from jaxunlearn.methods.conmu.unlearner import unlearner
 
-__all__ = ["OFFICIAL", "PAPER", "PAPER_CLASS", "ConMUConfig", "Unlearned", "conmu", "unlearner"]
+__all__ = [
+    "OFFICIAL",
+    "PAPER",
+    "PAPER_CLASS",
+    "ConMUConfig",
+    "Unlearned",
+    "conmu",
+    "sweep",
+    "unlearner",
+]

@@ -1,0 +1,7 @@
+"""The trilemma in one run: every setting of a method on every seed, and what no setting beats."""
+
+from jaxunlearn.experiments.frontier.config import FrontierConfig
+from jaxunlearn.experiments.frontier.front import Frontier, frontier_of
+from jaxunlearn.experiments.frontier.run import frontier
+
+__all__ = ["Frontier", "FrontierConfig", "frontier", "frontier_of"]
