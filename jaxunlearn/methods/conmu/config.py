@@ -34,6 +34,8 @@ class ConMUConfig:
         additions of noise as the text says, which is x + alpha mu + sqrt(alpha) sigma N.
       proxy_epochs: delta, epochs of the proxy on all remaining rows; 0 leaves it untrained.
       proxy_schedule: of its learning rate; the peak is that of the original's training.
+      proxy_batch: rows a step of the proxy; those of the original's training if None. Small
+        batches give more steps for the same sample gradients: a proxy of one epoch has few.
       gamma: weight of the divergence from the proxy; 0 does without a proxy.
       temperature: of both outputs in the divergence. The paper has none (1), its code 2.
       epochs, learning_rate, batch_size, momentum, weight_decay, clip: of the fine-tuning.
@@ -62,6 +64,7 @@ class ConMUConfig:
     noise: str = "scale"
     proxy_epochs: int = 1
     proxy_schedule: str = "cosine"
+    proxy_batch: int | None = 32
     gamma: float = 0.5
     temperature: float = 2.0
     epochs: int = 5
@@ -82,6 +85,8 @@ class ConMUConfig:
         _validate.one_of(COMPAT, compat=self.compat)
         _validate.one_of(SCHEDULES, proxy_schedule=self.proxy_schedule)
         _validate.whole(0, proxy_epochs=self.proxy_epochs)
+        if self.proxy_batch is not None:
+            _validate.whole(proxy_batch=self.proxy_batch)
         if not (self.temperature > 0 and self.temperature < float("inf")):
             raise ValueError(
                 f"temperature={self.temperature!r} with gamma={self.gamma!r}: the divergence from "
@@ -180,7 +185,13 @@ def plan_of(config: ConMUConfig, train: TrainConfig = TrainConfig()) -> Plan:
     """
     same = {"epochs": 1, "progress": False}
     return Plan(
-        proxy=dataclasses.replace(train, schedule=config.proxy_schedule, **same),
+        proxy=dataclasses.replace(
+            train,
+            schedule=config.proxy_schedule,
+            batch_size=config.proxy_batch or train.batch_size,
+            learning_rate=1.0,
+            **same,
+        ),
         finetune=dataclasses.replace(
             config.finetune(), learning_rate=1.0, microbatch=train.microbatch, **same
         ),
@@ -199,7 +210,13 @@ def _arrays(rule: Rule) -> Rule:
 
 # Table 2, ResNet-18 on CIFAR-10; it gives no temperature, no clipping and no rate of pruning.
 PAPER = ConMUConfig(
-    retain=Sigma(0.17, 0.3), forget=Sigma(0.85, 1.0), alpha=3.0, temperature=1.0, clip=None
+    retain=Sigma(0.17, 0.3),
+    forget=Sigma(0.85, 1.0),
+    alpha=3.0,
+    proxy_schedule="constant",
+    proxy_batch=None,
+    temperature=1.0,
+    clip=None,
 )
 # Table 3, the same for half of a class.
 PAPER_CLASS = dataclasses.replace(PAPER, retain=Sigma(0.2, 0.3), forget=Sigma(0.8, 1.0), alpha=12.0)
@@ -210,6 +227,7 @@ OFFICIAL = ConMUConfig(
     alpha=5.0,
     proxy_epochs=3,
     proxy_schedule="constant",
+    proxy_batch=None,
     gamma=1.0,
     temperature=2.0,
     prune_rate=0.1,
