@@ -5,7 +5,7 @@ official code computes it; JSD to retrained models, bands of what retraining its
 in sample gradients. The paper has no Fashion-MNIST: its numbers are those of ResNet-18 on CIFAR-10.
 What is done is stored in --folder, and the same command goes on from there.
 
-On a GPU, add --model resnet18; for the paper's own datasets there are conmu_table1 and conmu_table4.
+On a GPU, add --model resnet18; the paper's own datasets are in conmu_table1 and conmu_table4.
 """
 
 import dataclasses
@@ -142,11 +142,11 @@ def show(found: dict[str, Summary], console: Console) -> None:
     for number, meaning in enumerate(doubts.values(), 1):
         console.print(f"{'*' * number} {meaning}", highlight=False)
     console.print(
-        "Paper: ResNet-18 on CIFAR-10, mean of ten runs, other machines, and a retrained model with "
-        "fewer epochs than the original. Ours: mean ± half a 95% interval over seeds.\nRTE is the "
-        "whole request, selection, pruning, proxy and fine-tuning, without compiling. FRM counts "
-        "forget accuracy twice (MIA is about 100 - FA) and is no evidence of forgetting:\nlook at "
-        "JSD, which compares answers row by row, and at the no-op row.",
+        "Paper: ResNet-18 on CIFAR-10, mean of ten runs, other machines, and a retrained model "
+        "with fewer epochs than the original. Ours: mean ± half a 95% interval over seeds.\nRTE is "
+        "the whole request, selection, pruning, proxy and fine-tuning, without compiling. FRM "
+        "counts forget accuracy twice (MIA is about 100 - FA) and is no evidence of forgetting:\n"
+        "look at JSD, which compares answers row by row, and at the no-op row.",
         highlight=False,
     )
 

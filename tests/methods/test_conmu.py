@@ -181,8 +181,6 @@ def test_grads_are_counted_as_they_are_spent(rows, params, forget):
     both = {"retain": Random(0.5), "forget": Random(0.5)}
     half = round(n_r / 2) + round(n_f / 2)
     assert spent(**both) == pytest.approx(n_r + half / 3 + 3 * half)
-    one = {"retain": Quantile(0, 0.5), "forget": Random(0.5)}
-    assert spent(**one) == pytest.approx(n_r / 3 + n_r + half / 3 + 3 * half)
 
 
 def test_a_proxy_of_ones_own_costs_nothing(rows, params, forget):
@@ -213,18 +211,19 @@ GRID = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("chunk", [None, 3])
-def test_a_sweep_is_every_setting_on_every_seed(chunk, rows, params):
+def test_a_sweep_is_every_setting_on_every_seed_by_one_program(rows, params):
     keys = jax.random.split(KEY, 2)
     originals = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.9 * leaf]), params)
     masks = jnp.stack(
         [data.forget_random(k, rows.y, f) for k, f in zip(keys, (0.2, 0.3), strict=True)]
     )
-    swept = {}
-    for part in sweep(keys, MODEL, originals, rows, masks, GRID, train=TRAIN, chunk=chunk):
+    swept, before = {}, (finetune_all._cache_size(), train_proxies._cache_size())
+    for part in sweep(keys, MODEL, originals, rows, masks, GRID, train=TRAIN, chunk=3):
         for i, setting in enumerate(part.settings):
             swept[setting] = jax.tree.map(lambda leaf, i=i: leaf[i], part._replace(settings=None))
     assert sorted(swept) == list(range(len(GRID)))
+    after = finetune_all._cache_size(), train_proxies._cache_size()
+    assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1]
     for number, config in enumerate(GRID):
         for seed in range(2):
             alone = conmu(
@@ -237,15 +236,6 @@ def test_a_sweep_is_every_setting_on_every_seed(chunk, rows, params):
             )
             assert found.grads == pytest.approx(alone.grads)
             assert found.facts["kept_retain"] == pytest.approx(alone.kept_retain)
-
-
-def test_one_program_for_all_settings(rows, params):
-    keys, masks = KEY[None], (jnp.arange(N) % 5 == 0)[None]
-    originals = jax.tree.map(lambda leaf: leaf[None], params)
-    before = finetune_all._cache_size(), train_proxies._cache_size()
-    list(sweep(keys, MODEL, originals, rows, masks, GRID, train=TRAIN, chunk=2))
-    after = finetune_all._cache_size(), train_proxies._cache_size()
-    assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1]
 
 
 def test_official_state_remembers_where_the_original_began(rows, forget):
@@ -315,7 +305,7 @@ def test_a_proxy_of_another_architecture(which, rows, params, forget):
         ("sigma", -0.1, "sigma=-0.1 must be"),
         ("gamma", -0.5, "gamma=-0.5 must be"),
         ("gamma", float("inf"), "gamma=inf must be a finite"),
-        ("temperature", 0.0, r"temperature=0.0 with gamma=0.5: the divergence.* must be"),
+        ("temperature", 0.0, r"temperature=0.0 with gamma=0.3: the divergence.* must be"),
         ("temperature", float("inf"), r"temperature=inf"),
         ("proxy_epochs", -1, "proxy_epochs=-1 must be an integer >= 0"),
         ("proxy_epochs", 1.5, "proxy_epochs=1.5 must be an integer"),
