@@ -58,16 +58,26 @@ def sweep(
     for settings, filled in _grid.chunks(order, min(chunk, len(order))):
         members = tuple(column[filled] for column in grid.differ)
         done, grads, status = finetune_all(
-            keys, params, data, forget, members, grid.same, model=model, plan=plan, form=grid.form
+            keys,
+            params,
+            data,
+            forget,
+            members,
+            grid.same,
+            model=model,
+            plan=plan,
+            form=grid.form,
+            count=len(filled),
         )
         some = jax.block_until_ready(_grid.first(len(settings))((done, grads, status)))
         yield Swept(settings, *some, {})
 
 
-@functools.partial(jax.jit, static_argnames=("model", "plan", "form"))
+@functools.partial(jax.jit, static_argnames=("model", "plan", "form", "count"))
 def finetune_all(
     keys: Array, params: Params, data: Dataset, forget: Array, differ: tuple[Array, ...],
     same: tuple[Array, ...], *, model: Model, plan: TrainConfig, form: Form,
+    count: int,
 ) -> tuple[Params, Array, Array]:  # fmt: skip
     """A chunk of settings on all seeds: parameters, sample gradients, status."""
 
@@ -87,7 +97,7 @@ def finetune_all(
             status = jnp.where(tree.all_finite(after), Status.OK, Status.NOT_FINITE)
             return after, grads, status.astype(jnp.int32)
 
-        return jax.vmap(setting)(differ)
+        return jax.vmap(setting, axis_size=count)(differ)
 
     done = jax.vmap(seed)(keys, params, forget)
     return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), done)
