@@ -14,8 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from jaxunlearn import __version__, _validate, registry
-from jaxunlearn.experiments import CompareConfig, read_records
+from jaxunlearn.experiments import CompareConfig, FrontierConfig, read_records
 from jaxunlearn.experiments import compare as run_compare
+from jaxunlearn.experiments import frontier as run_frontier
 from jaxunlearn.experiments.records import CONFIG, RECORDS
 
 
@@ -29,15 +30,27 @@ def compare(config: Annotated[CompareConfig, tyro.conf.arg(name="")]) -> None:
     _show(read_records(config.out), config.out)
 
 
+def frontier(config: Annotated[FrontierConfig, tyro.conf.arg(name="")]) -> None:
+    """Run a grid of a method's knobs, and show what no setting beats in utility, privacy and cost.
+
+    All settings run together on all seeds. Every chunk is stored at once: stopped at any moment,
+    the same command goes on from there, and a larger grid may follow.
+    """
+    run_frontier(config)
+    _show_frontier(read_records(config.out), config.out, config.privacy)
+
+
 def report(out: tyro.conf.Positional[pathlib.Path]) -> None:
-    """Print the table and write the report of a comparison, finished or not.
+    """Print the table and write the report of a comparison or a frontier, finished or not.
 
     Args:
-      out: the folder given to compare.
+      out: the folder given to compare or to frontier.
     """
     records = read_records(out)
     if not records:
         raise ValueError(f"out={str(out)!r} has no records yet.")
+    if any(isinstance(record, dict) and record.get("kind") == "point" for record in records):
+        return _show_frontier(records, out, "jsd")
     _show(records, out)
 
 
@@ -111,6 +124,7 @@ def audit_patch(
 
 COMMANDS = {
     "compare": compare,
+    "frontier": frontier,
     "report": report,
     "audit-patch": audit_patch,
     "methods": methods,
@@ -170,6 +184,16 @@ def _show(records: list[dict[str, Any]], out: pathlib.Path) -> None:
     page = write_report(summary, out / "report.html")
     print_table(summary)
     print(f"\nRecords: {out / RECORDS}\nReport:  {page}")
+
+
+def _show_frontier(records: list[dict[str, Any]], out: pathlib.Path, privacy: str) -> None:
+    """Prints the settings that no other beats, and writes the page."""
+    from jaxunlearn.experiments.frontier import frontier_of, print_front, write_front, write_page
+
+    front = frontier_of(records)
+    print_front(front, privacy)
+    table, page = write_front(front, out / "front.csv"), write_page(front, out / "frontier.html")
+    print(f"\nRecords: {out / RECORDS}\nTable:   {table}\nPage:    {page}")
 
 
 def _settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -28,6 +28,8 @@ from jaxunlearn.baselines.retrain import RetrainConfig
 from jaxunlearn.baselines.retrain import unlearner as retrain
 from jaxunlearn.baselines.sisa import SISAConfig
 from jaxunlearn.baselines.sisa import unlearner as sisa
+from jaxunlearn.methods.conmu import OFFICIAL, PAPER, ConMUConfig
+from jaxunlearn.methods.conmu import unlearner as conmu
 from jaxunlearn.methods.muter import MuterConfig
 from jaxunlearn.methods.muter import unlearner as muter
 from jaxunlearn.methods.pcmu import PCMUConfig, retrain_unlearner
@@ -207,6 +209,26 @@ METHODS |= {
             FeatureUnlearningConfig(),
             "none",
             "Warnecke et al. 2023, Machine Unlearning of Features and Labels",
+        ),
+    )
+}
+
+
+CONMU = "Liu et al. 2023, ConMU, Breaking the Trilemma of Privacy, Utility, Efficiency"
+
+METHODS |= {
+    method.name: method
+    for method in (
+        Method("conmu", conmu, ConMUConfig(), "none", CONMU),
+        Method("conmu_paper", conmu, PAPER, "none", f"{CONMU}: Table 2"),
+        Method(
+            "conmu_official",
+            conmu,
+            OFFICIAL,
+            "none",
+            f"{CONMU}: official code, with what it does by mistake",
+            needs="the initial parameters of the training",
+            ordinary_training=False,
         ),
     )
 }

@@ -1,5 +1,6 @@
 """Every registered method obeys the same laws. A new row in the registry is tested here at once."""
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -19,10 +20,12 @@ from jaxunlearn.baselines import (
     SISAConfig,
     WoodFisherConfig,
 )
+from jaxunlearn.methods.conmu import OFFICIAL, PAPER, ConMUConfig
 from jaxunlearn.methods.muter import MuterConfig
 from jaxunlearn.methods.pcmu import PCMUConfig
 from jaxunlearn.primitives.adversarial import PGDConfig
 from jaxunlearn.primitives.balls import L2Ball
+from jaxunlearn.primitives.selection import Sigma
 from jaxunlearn.primitives.solve import Cholesky
 from jaxunlearn.registry import PrunedConfig
 from jaxunlearn.training import PruningConfig
@@ -54,6 +57,10 @@ SMALL = {
     "logit_mask": LogitMaskConfig(share=0.0),
     "sisa": SISAConfig(shards=3, slices=2),
     "feature_unlearning": FeatureUnlearningConfig(iterations=10, batch=16),
+    "conmu": ConMUConfig(epochs=2, batch_size=16),
+    # Bounds of so few rows as there are here are wide, or they select nothing.
+    "conmu_paper": dataclasses.replace(PAPER, retain=Sigma(5, 5), forget=Sigma(5, 5)),
+    "conmu_official": dataclasses.replace(OFFICIAL, retain=Sigma(5, 5), forget=Sigma(5, 5)),
     **{name: MUTER for name in registry.METHODS if name.startswith("muter")},
 }
 # Methods that answer a request with the same outputs, and say what is certified about them.
@@ -94,9 +101,10 @@ class Case(NamedTuple):
     once: State  # after the request FORGET, eagerly
 
 
-# What MUter is compared with differs from it in one matrix only.
+# What MUter is compared with differs from it in one matrix only, ConMU's readings in settings.
+ALIKE = ("muter_", "conmu_")
 ALL = [
-    pytest.param(name, marks=pytest.mark.slow) if name.startswith("muter_") else name
+    pytest.param(name, marks=pytest.mark.slow) if name.startswith(ALIKE) else name
     for name in registry.METHODS
 ]
 
@@ -233,7 +241,7 @@ REPEATED = ("sisa", "prune_class", "amnesiac", "feature_unlearning")
     "case",
     [
         pytest.param(name, marks=pytest.mark.slow)
-        if name in REPEATED or name.startswith("muter_")
+        if name in REPEATED or name.startswith(ALIKE)
         else name
         for name in registry.METHODS
     ],
