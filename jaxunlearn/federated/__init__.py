@@ -1,4 +1,4 @@
-"""Federated training: clients as an axis, rounds as a scan; one process, many devices, or an engine.
+"""Federated training: clients as an axis, rounds as a scan; on one device, many, or an engine.
 
 - :mod:`~jaxunlearn.federated.partition`: who owns which rows;
 - :mod:`~jaxunlearn.federated.requests`: requests to forget as clients make them;

@@ -54,7 +54,8 @@ def weighted_mean() -> Aggregator:
 
     Example:
       >>> mean = weighted_mean()
-      >>> sums = mean.add(mean.start(jnp.zeros(1), 2), jnp.array([[1.0], [4.0]]), jnp.array([2.0, 1.0]))
+      >>> updates, rows = jnp.array([[1.0], [4.0]]), jnp.array([2.0, 1.0])
+      >>> sums = mean.add(mean.start(jnp.zeros(1), 2), updates, rows)
       >>> mean.finish(sums).tolist()
       [2.0]
     """
@@ -105,13 +106,16 @@ def coordinate_median() -> Aggregator:
     Example:
       >>> median = coordinate_median()
       >>> updates = jnp.array([[1.0], [2.0], [900.0], [0.0]])
-      >>> sums = median.add(median.start(jnp.zeros(1), 4), updates, jnp.array([1.0, 1.0, 1.0, 0.0]))
+      >>> rows = jnp.array([1.0, 1.0, 1.0, 0.0])
+      >>> sums = median.add(median.start(jnp.zeros(1), 4), updates, rows)
       >>> median.finish(sums).tolist()
       [2.0]
     """
 
     def start(like, clients):
-        rows = jax.tree.map(lambda leaf: jnp.full((clients, *leaf.shape), jnp.nan, _wide(leaf)), like)
+        rows = jax.tree.map(
+            lambda leaf: jnp.full((clients, *leaf.shape), jnp.nan, _wide(leaf)), like
+        )
         return rows, jnp.int32(0)
 
     def add(sums, updates, weights):

@@ -71,7 +71,9 @@ def of_lists(lists) -> Partition:
             f"each of 0..{everyone.size - 1} once."
         )
     most = counts.max()
-    rows = np.stack([np.pad(rows, (0, most - rows.size), constant_values=rows[0]) for rows in lists])
+    rows = np.stack(
+        [np.pad(rows, (0, most - rows.size), constant_values=rows[0]) for rows in lists]
+    )
     return Partition(rows.astype(np.int32), counts)
 
 
@@ -237,9 +239,7 @@ def save_partition(path: str | os.PathLike[str], partition: Partition) -> str:
             )
         return name
     with atomic_write(path) as file:
-        np.savez_compressed(
-            file, rows=partition.rows, counts=partition.counts, hash=np.array(name)
-        )
+        np.savez_compressed(file, rows=partition.rows, counts=partition.counts, hash=np.array(name))
     return name
 
 
