@@ -82,12 +82,12 @@ class Options:
     data_dir: folder of prepared TFDS sets.
     """
 
-    rows: int = 3000
+    rows: int = 2000
     clients: int = 20
     rounds: int = 15
     seeds: int = 3
     model: str = "cnn"
-    rate: float = 0.2
+    rate: float = 0.3
     requests: str = "5%,8%,10%,15%,20%"
     out: pathlib.Path | None = None
     json: pathlib.Path | None = None
