@@ -27,7 +27,7 @@ from jaxunlearn.baselines.federated import FedAvgConfig, FedEraserConfig, Revers
 from jaxunlearn.experiments.environment import environment
 from jaxunlearn.experiments.records import Records
 from jaxunlearn.federated.federation import Federation
-from jaxunlearn.methods.ffmu import FFMUConfig
+from jaxunlearn.methods.ffmu import PAPER, FFMUConfig
 
 REQUESTS = {"5%": 0.05, "8%": 0.08, "10%": 0.1, "15%": 0.15, "20%": 0.2}
 # Accuracy, Error_t, Error_r, Error_f in %, then training, unlearning and total seconds.
@@ -122,7 +122,7 @@ def methods(options: Options, num_classes: int) -> dict[str, Unlearner]:
     federation = Federation(clients=options.clients, rounds=options.rounds)
     train = TrainConfig(batch_size=50, learning_rate=options.rate, momentum=0.0)
     make = lambda name, config: registry.make(name, model, train=train, config=config)
-    paper = FFMUConfig(federation, local_rate=0.1, server_rate=0.1, schedule="step")
+    paper = dataclasses.replace(PAPER, federation=federation)
     return {
         RETRAIN: make("fedavg", FedAvgConfig(federation)),
         "FedEraser": make("federaser", FedEraserConfig(federation)),

@@ -15,6 +15,7 @@ from jaxunlearn.federated.partition import Partition
 from jaxunlearn.federated.rounds import Server, round_updates
 from jaxunlearn.methods.ffmu.smoothed import Smoothed, predict_smoothed
 from jaxunlearn.methods.ffmu.training import FFMUConfig, plan, rule, train
+from jaxunlearn.methods.pcmu.transform import pcmu
 from jaxunlearn.models.losses import cross_entropy
 from jaxunlearn.posthoc import Request, Update, answering, posthoc
 from jaxunlearn.training.config import TrainConfig, learning_rate
@@ -95,6 +96,7 @@ def unlearner(
     if config.server == "fedavg":
         return _averaged(model, train_config, config, partition)
     loss_fn, federated, how = cross_entropy(model.apply), plan(train_config, config), rule(config)
+    quantized = pcmu(config.sigma, config.lam, mode=config.server)
     last = federated.rounds - 1
 
     def gradients(record: Record, clients: Clients) -> PyTree:
@@ -170,10 +172,13 @@ def unlearner(
             return model.apply(state.params, x)
         rate = learning_rate(federated.local, last / federated.rounds)
         rate = how.rate * rate / federated.local.learning_rate
+        # Where the round's step began, momentum included.
+        step, _ = quantized.update(state.memory.gradient, quantized.init(state.params))
+        start = tree.add_scaled(state.params, rate, step)
         found = predict_smoothed(
             jax.random.key(0),
             model.apply,
-            Smoothed(state.memory.before, state.memory.gradient, rate),
+            Smoothed(start, state.memory.gradient, rate),
             x,
             sigma=config.sigma,
             lam=config.lam,

@@ -16,7 +16,8 @@ class Smoothed(NamedTuple):
     """What ``O(q)`` of a round is made of.
 
     Attributes:
-      params: the global model before the round.
+      params: the global model before the round (moved on by the server's momentum, if it has
+        any: what matters is that it does not depend on G).
       gradient: the aggregated gradient G.
       rate: of the server's step.
     """
