@@ -31,6 +31,7 @@ def interclass_error(
       ValueError: shapes that do not match, equal classes, classes that the logits lack.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> logits = jnp.eye(3)[jnp.array([0, 1, 1, 2])]  # answers
       >>> float(interclass_error(logits, jnp.array([0, 0, 1, 2]), (0, 1)))
       0.3333333432674408

@@ -254,8 +254,8 @@ def quality_of(epsilons, *, models: int, mode: str = "default") -> np.ndarray:
 def forgetting_quality(unlearned, retrained, *, null, mode: str = "default") -> AuditReport:
     """The forgetting quality of the NeurIPS 2023 unlearning challenge: mean of 2 / 2^bin.
 
-    ``F = mean_s 2 / 2^n(s)``, n(s) the number of the bin, of width one half, that the epsilon of row
-    s falls into (Triantafillou et al. 2024, arXiv 2406.09073). 1 is the best. The challenge
+    ``F = mean_s 2 / 2^n(s)``, n(s) the number of the bin, of width one half, that the epsilon of
+    row s falls into (Triantafillou et al. 2024, arXiv 2406.09073). 1 is the best. The challenge
     multiplied it by the accuracies on retained and test rows relative to retraining; we report
     those apart.
 

@@ -99,7 +99,8 @@ def references(
     Returns:
       :class:`References`.
 
-    Cost: ``count`` trainings (twice with ``originals``). Memory: ``block`` trainings, and the result.
+    Cost: ``count`` trainings (twice with ``originals``). Memory: ``block`` trainings, and the
+    result.
 
     Raises:
       ValueError: fewer than 8 models, a bad request, shapes that do not match.
@@ -119,10 +120,14 @@ def references(
     enough(count)
     forget = jnp.asarray(forget)
     keys = _keys(key, count)
-    trained = lambda keep, title: _trained(
-        keys, lambda rows: np.broadcast_to(keep, (len(rows), n)), keep.tobytes(), title, model, data,
-        config=config, cache=cache, block=block, key=key,
-    )  # fmt: skip
+
+    def trained(keep: np.ndarray, title: str) -> Params:
+        weights = lambda rows: np.broadcast_to(keep, (len(rows), n))
+        return _trained(
+            keys, weights, keep.tobytes(), title, model, data,
+            config=config, cache=cache, block=block, key=key,
+        )  # fmt: skip
+
     retrained = trained(~np.asarray(forget), "retraining")
     before = trained(np.ones(n, bool), "training originals") if originals else None
     return References(retrained, before, keys, forget)
@@ -171,9 +176,10 @@ def shadows(
     first = np.asarray(orders) < n // 2
     member = np.stack([first, ~first], axis=1).reshape(count, n)
     params = _trained(
-        _keys(train_key, count), lambda rows: member[rows], b"halves", "training shadows", model, data,
-        config=config, cache=cache, block=block, key=key,
+        _keys(train_key, count), lambda rows: member[rows], b"halves", "training shadows", model,
+        data, config=config, cache=cache, block=block, key=key,
     )  # fmt: skip
+
     return Shadows(params, jnp.asarray(member))
 
 
@@ -194,7 +200,7 @@ def _trained(
     block: int,
     key: Array,
 ) -> Params:
-    """Stacked parameters of all keys, block by block; ``weights(rows)`` are those of these models."""
+    """Stacked parameters of all keys, block by block; ``weights(rows)`` are those models'."""
     _validate.whole(block=block)
     count = keys.shape[0]
     quiet = dataclasses.replace(config, progress=False)
