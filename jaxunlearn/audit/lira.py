@@ -21,8 +21,8 @@ def lira(scores, member, *, mode: str = "online", variance: str = "row") -> Audi
     """LiRA's power on models trained on random subsets: AUC, and TPR at a very low FPR.
 
     ``online``: ``log N(s; mu_in, sd_in) - log N(s; mu_out, sd_out)``, the laws of row i
-    fitted to the other models with and without it. ``offline``: ``Phi((s - mu_out) / sd_out)``, from models
-    without it alone, as if they had been trained before the row was known.
+    fitted to the other models with and without it. ``offline``: ``Phi((s - mu_out) / sd_out)``,
+    from models without it alone, as if they had been trained before the row was known.
 
     Args:
       scores: ``float[M, n]``, the logit confidence of n rows under M models, each trained on about

@@ -92,8 +92,8 @@ def relearn_report(unlearned, retrained, *, null, steps: int) -> AuditReport:
 
     Returns:
       :class:`AuditReport`: the mean number of steps, capped, with a t interval; ``null`` is
-      the same of the further retrained models. ``detail``: ``at_cap`` and ``null_at_cap``, shares that never
-      got there (a mean of those at the cap says nothing), and ``retrained``, the mean of
+      the same of the further retrained models. ``detail``: ``at_cap`` and ``null_at_cap``, shares
+      that never got there (a mean of those at the cap says nothing), and ``retrained``, the mean of
       ``retrained``.
 
     Raises:
