@@ -129,15 +129,20 @@ class Game(NamedTuple):
     forget: np.ndarray
 
 
+def method_of(name: str) -> registry.Method:
+    """The registered method; ``finetune@fast`` is ``finetune`` under other settings."""
+    return registry.get(name.partition("@")[0])
+
+
 def unlearner(task: Task, name: str, config: Any) -> Unlearner:
     """The method for this task, without progress bars inside."""
     quiet = dataclasses.replace(task.train, progress=False)
-    return registry.make(name, task.model, train=quiet, config=config)
+    return registry.make(method_of(name).name, task.model, train=quiet, config=config)
 
 
 def group_of(name: str, config: Any) -> str:
     """Methods of one group share their originals."""
-    method = registry.get(name)
+    method = method_of(name)
     if method.ordinary_training:
         return "plain"
     if isinstance(config, registry.PrunedConfig):
@@ -333,7 +338,7 @@ def run_group(
       requests: name -> ``bool[n]``.
       play: RULI's design, or None to leave it out.
     """
-    own = group != "plain" and registry.get(next(iter(methods))).own_training
+    own = group != "plain" and method_of(next(iter(methods))).own_training
     arms = [f"{name}/{request}" for name in methods for request in requests]
     if own:
         arms += [f"{group}/{which}/{request}" for which in "AB" for request in requests]
@@ -354,7 +359,7 @@ def run_group(
 
 
 def _run_block(bench, group, methods, requests, play, block, todo, own) -> float:
-    task, n = bench.task, bench.train.y.shape[0]
+    task = bench.task
     first = next(iter(methods))
     units = {name: unlearner(task, name, config) for name, config in methods.items()}
     trainer = units[first]

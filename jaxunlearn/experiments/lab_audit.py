@@ -99,20 +99,31 @@ def run(
         groups.setdefault(lab.group_of(name, config), {})[name] = config
     for group, members in groups.items():
         lab.run_group(bench, group, members, requests, play)
-    return [
+    return audit_all(bench, methods, requests, play)
+
+
+def audit_all(
+    bench: Bench, methods: dict[str, Any], requests: dict[str, Array], play: Game | None
+) -> list[dict[str, Any]]:
+    """Records of everything that is stored so far."""
+    found = [
         audit_method(bench, lab.group_of(name, config), name, request, forget, play)
         for name, config in methods.items()
         for request, forget in requests.items()
+        if bench.stored(f"{name}/{request}")
     ]
+    return [record for record in found if record is not None]
 
 
 def audit_method(
     bench: Bench, group: str, name: str, request: str, forget: Array, play: Game | None
-) -> dict[str, Any]:
-    """One record: every attack on one method's models, each with its null."""
-    method = registry.get(name)
+) -> dict[str, Any] | None:
+    """One record: every attack on one method's models, each with its null; None without models."""
+    method = lab.method_of(name)
     family = group if group != "plain" and method.own_training else "plain"
     blocks = min(bench.stored(f"{w}/{request}") for w in (name, f"{family}/A", f"{family}/B"))
+    if blocks == 0:
+        return None
     found = bench.arm(f"{name}/{request}", blocks)
     a, b = (bench.arm(f"{family}/{which}/{request}", blocks) for which in "AB")
     rows = np.flatnonzero(forget)
