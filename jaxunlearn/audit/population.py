@@ -59,7 +59,8 @@ def population_attack(forget, test, *, null, name: str = "confidence") -> AuditR
 
     Returns:
       :class:`AuditReport`: mean AUC over models, with a t interval over models. ``detail``:
-      ``tpr_at_01fpr``, ``tpr_at_1fpr``, ``null_tpr_at_1fpr``, ``roc`` of all models together.
+      ``tpr_at_01fpr``, ``tpr_at_1fpr``, the same of the null as ``null_...``, and ``roc`` of all
+      models together.
 
     Raises:
       ValueError: fewer than 8 models, arms of unequal size, constant or non-finite scores.
@@ -86,6 +87,7 @@ def population_attack(forget, test, *, null, name: str = "confidence") -> AuditR
         detail={
             "tpr_at_01fpr": _tpr(forget, test, 0.001),
             "tpr_at_1fpr": _tpr(forget, test, 0.01),
+            "null_tpr_at_01fpr": _tpr(null_forget, null_test, 0.001),
             "null_tpr_at_1fpr": _tpr(null_forget, null_test, 0.01),
             "roc": roc_curve(forget.ravel(), test.ravel()),
         },

@@ -23,7 +23,7 @@ from jaxunlearn.experiments.environment import environment
 from jaxunlearn.experiments.records import Records, jsonable, locked
 from jaxunlearn.experiments.timing import Compiler
 from jaxunlearn.experiments.trained import Original, References, Request, Task
-from jaxunlearn.types import Array, Dataset, Status, Unlearner
+from jaxunlearn.types import Array, Dataset, Model, Status, Unlearner
 
 # Scores that a record has for the original model too.
 BEFORE = ("acc_test", "acc_retain", "acc_forget", "err_test", "err_retain", "err_forget")
@@ -48,16 +48,8 @@ def compare(config: CompareConfig) -> list[dict[str, Any]]:
     Example:
       >>> records = compare(CompareConfig(seeds=10, out="runs/first"))  # doctest: +SKIP
     """
-    splits = data.load(config.dataset, data_dir=config.data_dir)
-    n = splits.train.y.shape[0]
-    if config.rows is not None and config.rows > n:
-        raise ValueError(f"rows={config.rows} exceeds the {n} training rows of {config.dataset}.")
-    train, test = (
-        Dataset(jnp.asarray(part.x[:rows]), jnp.asarray(part.y[:rows]))
-        for part, rows in ((splits.train, config.rows), (splits.test, None))
-    )
-    splits = splits._replace(train=train, test=test)
-    model = models.get(config.model, splits.num_classes)
+    splits, model = prepared(config)
+    train = splits.train
     config = dataclasses.replace(config, out=pathlib.Path(config.out))
     # A request or a model that does not suit the data fails here, before it claims a folder.
     _draw_request(config, train.y, config.first_seed)
@@ -81,6 +73,25 @@ def compare(config: CompareConfig) -> list[dict[str, Any]]:
         for seed in seeds:
             _run_seed(task, seed, records, display, bar)
     return [records.by_id[run_id] for run_id in wanted]
+
+
+def prepared(config: CompareConfig) -> tuple[data.Splits, Model]:
+    """The rows and the model of a comparison.
+
+    Raises:
+      ValueError: more rows than there are, an unknown dataset.
+      FileNotFoundError: a dataset that is not prepared.
+    """
+    splits = data.load(config.dataset, data_dir=config.data_dir)
+    n = splits.train.y.shape[0]
+    if config.rows is not None and config.rows > n:
+        raise ValueError(f"rows={config.rows} exceeds the {n} training rows of {config.dataset}.")
+    train, test = (
+        Dataset(jnp.asarray(part.x[:rows]), jnp.asarray(part.y[:rows]))
+        for part, rows in ((splits.train, config.rows), (splits.test, None))
+    )
+    splits = splits._replace(train=train, test=test)
+    return splits, models.get(config.model, splits.num_classes)
 
 
 def _run_id(name: str, seed: int) -> str:
