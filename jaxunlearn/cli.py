@@ -1,4 +1,4 @@
-"""The command line: ``jaxunlearn compare``, ``report``, ``audit-patch``, ``methods`` and so on."""
+"""The command line: ``jaxunlearn compare``, ``audit``, ``report``, ``methods`` and so on."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -17,16 +17,29 @@ from jaxunlearn import __version__, _validate, registry
 from jaxunlearn.experiments import CompareConfig, FrontierConfig, read_records
 from jaxunlearn.experiments import compare as run_compare
 from jaxunlearn.experiments import frontier as run_frontier
+from jaxunlearn.experiments.lab import LabConfig
+from jaxunlearn.experiments.lab_run import audit_run as run_audit
+from jaxunlearn.experiments.lab_run import read_audit
 from jaxunlearn.experiments.records import CONFIG, RECORDS
 
 
-def compare(config: Annotated[CompareConfig, tyro.conf.arg(name="")]) -> None:
+def compare(
+    config: Annotated[CompareConfig, tyro.conf.arg(name="")],
+    audit: Literal["table", "full"] = "table",
+) -> None:
     """Train, unlearn with several methods, and audit each against retrained models.
 
     Every result is stored at once: stopped at any moment, the same command goes on from there.
     More methods or more seeds may be added later.
+
+    Args:
+      config: what to compare.
+      audit: "full" runs the audit laboratory on it too, as jaxunlearn audit does: many models of
+        every method, minutes to hours.
     """
     run_compare(config)
+    if audit == "full":
+        run_audit(config.out, data_dir=config.data_dir)
     _show(read_records(config.out), config.out)
 
 
@@ -38,6 +51,24 @@ def frontier(config: Annotated[FrontierConfig, tyro.conf.arg(name="")]) -> None:
     """
     run_frontier(config)
     _show_frontier(read_records(config.out), config.out, config.privacy)
+
+
+def audit(
+    run: pathlib.Path,
+    config: Annotated[LabConfig, tyro.conf.arg(name="")],
+    data_dir: pathlib.Path | None = None,
+) -> None:
+    """Audit a finished comparison by many retrained models: per-row attacks, epsilons, RULI.
+
+    Stopped at any moment, the same command goes on from there.
+
+    Args:
+      run: the folder given to compare.
+      config: how many models, and so on.
+      data_dir: folder of prepared TFDS sets, if compare was given one.
+    """
+    run_audit(run, config=config, data_dir=data_dir)
+    _show(read_records(run), run)
 
 
 def report(out: tyro.conf.Positional[pathlib.Path]) -> None:
@@ -125,6 +156,7 @@ def audit_patch(
 COMMANDS = {
     "compare": compare,
     "frontier": frontier,
+    "audit": audit,
     "report": report,
     "audit-patch": audit_patch,
     "methods": methods,
@@ -174,6 +206,7 @@ def _help() -> None:
 
 def _show(records: list[dict[str, Any]], out: pathlib.Path) -> None:
     """Prints the table and writes the report."""
+    from jaxunlearn.experiments.lab_columns import print_lab
     from jaxunlearn.experiments.report import write_report  # matplotlib is slow to import
     from jaxunlearn.experiments.summary import summarise
     from jaxunlearn.experiments.table import print_table
@@ -181,8 +214,11 @@ def _show(records: list[dict[str, Any]], out: pathlib.Path) -> None:
     path = out / CONFIG
     config = json.loads(path.read_text()) if path.exists() else None
     summary = summarise(records, config=config)
-    page = write_report(summary, out / "report.html")
+    lab = read_audit(out)
+    page = write_report(summary, out / "report.html", lab=lab)
     print_table(summary)
+    if lab:
+        print_lab(lab)
     print(f"\nRecords: {out / RECORDS}\nReport:  {page}")
 
 
