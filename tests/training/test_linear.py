@@ -108,6 +108,9 @@ def test_a_warm_start_with_its_kinks_is_short(rows):
     again = minimise(rows, **how, start=first)
     np.testing.assert_allclose(again.w, first.w, atol=1e-11)
     assert again.steps < first.steps / 2
+    # From far away Newton's method would end at the kink of the norm.
+    far = minimise(rows, **how, start=10 * jnp.asarray(np.random.default_rng(3).normal(size=D)))
+    np.testing.assert_allclose(far.w, first.w, atol=1e-10)
 
 
 @pytest.mark.parametrize("loss", ["ridge", pytest.param("logistic", marks=pytest.mark.slow)])
