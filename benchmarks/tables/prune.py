@@ -48,6 +48,7 @@ PEERS = {
 AFTER = ("A_te", "A_res", "A_u", "recall", "TPR@1%")  # columns of the retrained network alone
 CLASS_COLUMNS = ("A_u asked", "A_u", "A_tes_u", "A_res", "A_tes_r", "patches", "time")
 ROUNDS = (1, 2, 3, 4)
+CLUSTERS = (1, 2, 3, 4, 5)
 Part = Literal["points", "convergence", "classes", "features"]
 
 
@@ -214,7 +215,7 @@ def convergence(setting: Setting, sizes: Sequence[int], seed: int) -> dict[str, 
 
     first = min(sizes)
     return {
-        "clusters": {str(k): left(first, k) for k in (1, 2, 3, 4, 5)},
+        "clusters": {str(k): left(first, k) for k in CLUSTERS},
         "sizes": {str(size): left(size, 4) for size in sizes},
     }
 
