@@ -1,4 +1,4 @@
-"""The command line: ``jaxunlearn compare``, ``report``, ``audit-patch``, ``methods`` and so on."""
+"""The command line: ``jaxunlearn compare``, ``audit``, ``report``, ``methods`` and so on."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -14,30 +14,74 @@ from rich.markup import escape
 from rich.table import Table
 
 from jaxunlearn import __version__, _validate, registry
-from jaxunlearn.experiments import CompareConfig, read_records
+from jaxunlearn.experiments import CompareConfig, FrontierConfig, read_records
 from jaxunlearn.experiments import compare as run_compare
+from jaxunlearn.experiments import frontier as run_frontier
+from jaxunlearn.experiments.lab import LabConfig
+from jaxunlearn.experiments.lab_run import audit_run as run_audit
+from jaxunlearn.experiments.lab_run import read_audit
 from jaxunlearn.experiments.records import CONFIG, RECORDS
 
 
-def compare(config: Annotated[CompareConfig, tyro.conf.arg(name="")]) -> None:
+def compare(
+    config: Annotated[CompareConfig, tyro.conf.arg(name="")],
+    audit: Literal["table", "full"] = "table",
+) -> None:
     """Train, unlearn with several methods, and audit each against retrained models.
 
     Every result is stored at once: stopped at any moment, the same command goes on from there.
     More methods or more seeds may be added later.
+
+    Args:
+      config: what to compare.
+      audit: "full" runs the audit laboratory on it too, as jaxunlearn audit does: many models of
+        every method, minutes to hours.
     """
     run_compare(config)
+    if audit == "full":
+        run_audit(config.out, data_dir=config.data_dir)
     _show(read_records(config.out), config.out)
 
 
-def report(out: tyro.conf.Positional[pathlib.Path]) -> None:
-    """Print the table and write the report of a comparison, finished or not.
+def frontier(config: Annotated[FrontierConfig, tyro.conf.arg(name="")]) -> None:
+    """Run a grid of a method's knobs, and show what no setting beats in utility, privacy and cost.
+
+    All settings run together on all seeds. Every chunk is stored at once: stopped at any moment,
+    the same command goes on from there, and a larger grid may follow.
+    """
+    run_frontier(config)
+    _show_frontier(read_records(config.out), config.out, config.privacy)
+
+
+def audit(
+    run: pathlib.Path,
+    config: Annotated[LabConfig, tyro.conf.arg(name="")],
+    data_dir: pathlib.Path | None = None,
+) -> None:
+    """Audit a finished comparison by many retrained models: per-row attacks, epsilons, RULI.
+
+    Stopped at any moment, the same command goes on from there.
 
     Args:
-      out: the folder given to compare.
+      run: the folder given to compare.
+      config: how many models, and so on.
+      data_dir: folder of prepared TFDS sets, if compare was given one.
+    """
+    run_audit(run, config=config, data_dir=data_dir)
+    _show(read_records(run), run)
+
+
+def report(out: tyro.conf.Positional[pathlib.Path]) -> None:
+    """Print the table and write the report of a comparison or a frontier, finished or not.
+
+    Args:
+      out: the folder given to compare or to frontier.
     """
     records = read_records(out)
     if not records:
         raise ValueError(f"out={str(out)!r} has no records yet.")
+    if any(isinstance(record, dict) and record.get("kind") == "point" for record in records):
+        return _show_frontier(records, out, "jsd")
     _show(records, out)
 
 
@@ -111,6 +155,8 @@ def audit_patch(
 
 COMMANDS = {
     "compare": compare,
+    "frontier": frontier,
+    "audit": audit,
     "report": report,
     "audit-patch": audit_patch,
     "methods": methods,
@@ -160,6 +206,7 @@ def _help() -> None:
 
 def _show(records: list[dict[str, Any]], out: pathlib.Path) -> None:
     """Prints the table and writes the report."""
+    from jaxunlearn.experiments.lab_columns import print_lab
     from jaxunlearn.experiments.report import write_report  # matplotlib is slow to import
     from jaxunlearn.experiments.summary import summarise
     from jaxunlearn.experiments.table import print_table
@@ -167,9 +214,22 @@ def _show(records: list[dict[str, Any]], out: pathlib.Path) -> None:
     path = out / CONFIG
     config = json.loads(path.read_text()) if path.exists() else None
     summary = summarise(records, config=config)
-    page = write_report(summary, out / "report.html")
+    lab = read_audit(out)
+    page = write_report(summary, out / "report.html", lab=lab)
     print_table(summary)
+    if lab:
+        print_lab(lab)
     print(f"\nRecords: {out / RECORDS}\nReport:  {page}")
+
+
+def _show_frontier(records: list[dict[str, Any]], out: pathlib.Path, privacy: str) -> None:
+    """Prints the settings that no other beats, and writes the page."""
+    from jaxunlearn.experiments.frontier import frontier_of, print_front, write_front, write_page
+
+    front = frontier_of(records)
+    print_front(front, privacy)
+    table, page = write_front(front, out / "front.csv"), write_page(front, out / "frontier.html")
+    print(f"\nRecords: {out / RECORDS}\nTable:   {table}\nPage:    {page}")
 
 
 def _settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
