@@ -161,6 +161,9 @@ def test_two_requests_in_one_region(trained):
     assert live(twice.patches).tolist() == [True, False]
     # One region, v > 0, with two labels in it: what answers one wrongly answers the other rightly.
     layers = [(jnp.ones((1, 1)), jnp.zeros(1)), (jnp.array([[1.0, 0.0]]), jnp.array([0.0, 1.0]))]
+    both = prune(layers, jnp.array([[2.0], [3.0]]), jnp.array([0, 0]))
+    assert both.outcome.tolist() == [Outcome.FLIPPED, Outcome.SHARED]  # by the second's constant
+    np.testing.assert_allclose(both.patches.delta, [[-1.05, 1.05], [0, 0]], rtol=1e-6)
     pair, labels = jnp.array([[2.0], [0.5]]), jnp.array([0, 1])
     found = prune(layers, pair, labels)
     assert found.outcome.tolist() == [Outcome.FLIPPED, Outcome.CONFLICT]
