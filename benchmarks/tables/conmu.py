@@ -75,7 +75,7 @@ class Options:
     """
 
     folder: pathlib.Path = pathlib.Path("runs/conmu")
-    rows: int = 4000
+    rows: int = 2000
     epochs: int = 30
     seeds: int = 10
     first_seed: int = 0
