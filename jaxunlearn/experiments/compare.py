@@ -23,7 +23,7 @@ from jaxunlearn.experiments.environment import environment
 from jaxunlearn.experiments.records import Records, jsonable, locked
 from jaxunlearn.experiments.timing import Compiler
 from jaxunlearn.experiments.trained import Original, References, Request, Task
-from jaxunlearn.types import Array, Dataset, Status, Unlearner
+from jaxunlearn.types import Array, Dataset, Model, Status, Unlearner
 
 # Scores that a record has for the original model too.
 BEFORE = ("acc_test", "acc_retain", "acc_forget", "err_test", "err_retain", "err_forget")
@@ -67,16 +67,8 @@ def prepare(config: TaskConfig) -> Task:
     Raises:
       ValueError, FileNotFoundError: as :func:`compare`.
     """
-    splits = data.load(config.dataset, data_dir=config.data_dir)
-    n = splits.train.y.shape[0]
-    if config.rows is not None and config.rows > n:
-        raise ValueError(f"rows={config.rows} exceeds the {n} training rows of {config.dataset}.")
-    train, test = (
-        Dataset(jnp.asarray(part.x[:rows]), jnp.asarray(part.y[:rows]))
-        for part, rows in ((splits.train, config.rows), (splits.test, None))
-    )
-    splits = splits._replace(train=train, test=test)
-    model = models.get(config.model, splits.num_classes)
+    splits, model = prepared(config)
+    train = splits.train
     config = dataclasses.replace(config, out=pathlib.Path(config.out))
     # A request or a model that does not suit the data fails here, before it claims a folder.
     draw_request(config, train.y, config.first_seed)
@@ -90,6 +82,25 @@ def prepare(config: TaskConfig) -> Task:
         **environment(),
     }
     return Task(config, splits, model, config.method_configs(), Compiler(), common)
+
+
+def prepared(config: TaskConfig) -> tuple[data.Splits, Model]:
+    """The rows and the model of a comparison.
+
+    Raises:
+      ValueError: more rows than there are, an unknown dataset.
+      FileNotFoundError: a dataset that is not prepared.
+    """
+    splits = data.load(config.dataset, data_dir=config.data_dir)
+    n = splits.train.y.shape[0]
+    if config.rows is not None and config.rows > n:
+        raise ValueError(f"rows={config.rows} exceeds the {n} training rows of {config.dataset}.")
+    train, test = (
+        Dataset(jnp.asarray(part.x[:rows]), jnp.asarray(part.y[:rows]))
+        for part, rows in ((splits.train, config.rows), (splits.test, None))
+    )
+    splits = splits._replace(train=train, test=test)
+    return splits, models.get(config.model, splits.num_classes)
 
 
 def run_id_of(name: str, seed: int) -> str:

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn import _validate, tree
-from jaxunlearn.primitives.adversarial import Inner, refine
+from jaxunlearn.primitives.adversarial import refine
 from jaxunlearn.primitives.balls import Ball
 from jaxunlearn.primitives.curvature import total_matrix, total_product
 from jaxunlearn.primitives.gradients import gradient_sum
+from jaxunlearn.primitives.inner import Inner, inner_curvature, perturbed
 from jaxunlearn.primitives.solve import CG, solve
 from jaxunlearn.types import Array, Dataset, LossFn, Params
 
@@ -100,15 +101,19 @@ def adversarial_newton(
     return Trained(params, inner, size, count, size <= limit)
 
 
-@functools.partial(jax.jit, static_argnames=("loss_fn", "ball", "attack_steps"))
 def _measured(params, delta, data, weights, *, loss_fn, ball, attack_steps):
     """Inner maxima at ``params``, the mean loss there, its gradient, and the size of that."""
     inner = refine(loss_fn, params, data, delta, ball=ball, steps=attack_steps)
-    at, total = _perturbed(data, inner.delta), weights.sum()
+    return inner, *_loss_at(params, inner.delta, data, weights, loss_fn=loss_fn)
+
+
+@functools.partial(jax.jit, static_argnames="loss_fn")
+def _loss_at(params, delta, data, weights, *, loss_fn):
+    at, total = perturbed(data, delta), weights.sum()
     value = weights @ jax.lax.map(lambda r: loss_fn(params, r), at, batch_size=256) / total
     g = gradient_sum(loss_fn, params, at, weights=weights / total, chunk=min(CHUNK, data.y.size))
     size = jnp.stack([jnp.abs(leaf).max() for leaf in jax.tree.leaves(g)]).max()
-    return inner, value, g, size
+    return value, g, size
 
 
 def _newton_step(carry, data, weights, *, loss_fn, ball, attack_steps, dense):
@@ -141,7 +146,8 @@ def _direction(params, delta, g, data, weights, *, loss_fn, ball, dense):
     given = {"ball": ball, "weights": weights / weights.sum()}
     if dense:
         system = total_matrix(loss_fn, params, data, delta, **given)
-    else:
+    else:  # the dense matrix looks for itself which maxima are strict
+        given["trusted"] = inner_curvature(loss_fn, params, data, delta, ball=ball, chunk=CHUNK) > 0
         system = lambda v: total_product(loss_fn, params, data, delta, v, chunk=CHUNK, **given)
     # CG leaves a direction of descent even where the matrix is indefinite.
     move = solve(system, g, solver=CG(tol=1e-10, maxiter=500)).x
@@ -160,10 +166,6 @@ def _loop(going, step, carry):
     while going(carry):
         carry = step(carry)
     return carry
-
-
-def _perturbed(data: Dataset, delta: Array) -> Dataset:
-    return data._replace(x=data.x + delta)
 
 
 def floor(tolerance: float, like: Array) -> float:

@@ -16,11 +16,12 @@ PUBLIC = (
     "jaxunlearn.experiments",
     "jaxunlearn.kernels",
     "jaxunlearn.methods.pcmu",
+    "jaxunlearn.methods.prune",
     "jaxunlearn.models",
     "jaxunlearn.training",
 )
 # Tables of names, each described in the text of its page; and modules.
-NO_ENTRY = {"MODELS", "DATASETS", "NOISES", "PAPER", "PAPER_TRAIN"}
+NO_ENTRY = {"MODELS", "MODES", "DATASETS", "NOISES", "PAPER", "PAPER_TRAIN"}
 NO_ENTRY |= {"__version__", "audit", "data", "models", "registry"}
 
 

@@ -10,21 +10,24 @@ from jaxunlearn.certify import patch_audit, patch_check
 from jaxunlearn.methods.prune import (
     MODES,
     Outcome,
+    PruneClassConfig,
     PruneConfig,
+    hand_over,
     k_means,
-    leaders,
+    patch_file,
     prune,
+    prune_class,
     runner_up,
+    unlearner,
 )
-from jaxunlearn.methods.prune_class import PruneClassConfig, prune_class
-from jaxunlearn.methods.prune_state import unlearner
+from jaxunlearn.methods.prune.multipoint import leaders
 from jaxunlearn.primitives import patch_files, regions, splits
 from jaxunlearn.primitives.patches import apply_patched, gate, live
 
 pytestmark = pytest.mark.usefixtures("compiled_in_haste")
 MODEL = models.mlp(10, hidden=(32, 16))
 TRAIN = TrainConfig(epochs=10, batch_size=64, learning_rate=0.1)
-COUNT = 24
+COUNT = 32
 KEY = jax.random.key(0)
 
 
@@ -36,7 +39,7 @@ def trained():
 
 
 def config(mode, **more):
-    return PruneConfig(mode=mode, low=0.0, high=1.0, iterations=100, **more)
+    return PruneConfig(mode=mode, low=0.0, high=1.0, iterations=100, capacity=64, **more)
 
 
 @pytest.fixture(scope="module", params=MODES)
@@ -138,7 +141,7 @@ def test_the_audit_fails_what_should_fail(trained):
     # Patches that are said to be for other rows: what they reach is listed, not hidden.
     moved = patch_audit.audit_patches(file._replace(rows=rows + COUNT), params, train)
     assert {c.row for c in moved.collisions} >= set(good.flipped) and not moved.passed
-    with pytest.raises(ValueError, match="names row 624"):
+    with pytest.raises(ValueError, match="names row 632"):
         patch_audit.audit_patches(file._replace(rows=rows + 601), params, train)
     with pytest.raises(ValueError, match="data.x has NaN"):
         patch_audit.audit_patches(file, params, train._replace(x=train.x.at[5].set(jnp.nan)))
@@ -275,7 +278,7 @@ class TestClass:
             prune_class(layers, jnp.array([[0.5], [3.0]]), jnp.array([1, 0]))
 
     def test_bad_configurations(self):
-        with pytest.raises(ValueError, match="low=1.0 must be below high=0.5"):
+        with pytest.raises(ValueError, match="low=1.0 and high=0.5 must be finite"):
             PruneClassConfig(low=1.0, high=0.5)
         with pytest.raises(ValueError, match="radius_scale=0"):
             PruneClassConfig(radius_scale=0)
@@ -313,7 +316,7 @@ class TestUnlearner:
 
     def test_rows_outside_of_the_box(self, trained):
         _, train = trained
-        boxed = PruneConfig(mode="region", low=0.0, high=0.5, iterations=20, capacity=8)
+        boxed = PruneConfig(low=0.0, high=0.5, capacity=8)
         method = registry.make("prune", MODEL, train=TRAIN, config=boxed)
         state = method.fit(KEY, train)
         after = method.unlearn(KEY, state, train, data.forget_indices([0, 1], 600))
@@ -321,21 +324,58 @@ class TestUnlearner:
         assert (after.memory.outcome[:2] == Outcome.OUTSIDE).any()
 
     @pytest.mark.parametrize("mode", ["region", pytest.param("paper", marks=pytest.mark.slow)])
-    def test_modes_with_a_memory_of_their_own(self, trained, mode):
+    def test_modes_with_a_memory_of_their_own(self, trained, mode, tmp_path):
         _, train = trained
-        how = config(mode, capacity=40)
-        method = registry.make("prune", MODEL, train=TRAIN, config=how)
+        method = registry.make("prune", MODEL, train=TRAIN, config=config(mode))
         state = method.fit(KEY, train)
-        once = method.unlearn(KEY, state, train, data.forget_indices(range(10), 600))
-        twice = method.unlearn(KEY, once, train, data.forget_indices(range(8, 20), 600))
-        assert twice.memory.count == 20 and twice.memory.rows[:20].tolist() == list(range(20))
-        logits = method.predict(twice, train.x[:20])
-        right = method.predict(state, train.x[:20]).argmax(-1) == train.y[:20]
-        still = (logits.argmax(-1) == train.y[:20]) & right
-        assert still.sum() <= (0 if mode == "region" else 1)
+        once = method.unlearn(KEY, state, train, data.forget_indices(range(20), 600))
+        twice = method.unlearn(KEY, once, train, data.forget_indices(range(10, 40), 600))
+        assert twice.memory.count == 40 and twice.memory.rows[:40].tolist() == list(range(40))
+        logits = method.predict(twice, train.x[:40])
+        right = method.predict(state, train.x[:40]).argmax(-1) == train.y[:40]
+        still = (logits.argmax(-1) == train.y[:40]) & right
+        assert still.sum() <= (0 if mode == "region" else 2)
         if mode == "region":
-            assert twice.certificate.shape == (40, 10, 48)
-            assert (twice.certificate[:20] >= 0).all() and twice.certificate[:20].any()
+            assert twice.certificate.shape == (64, 10, 48)
+            assert (twice.certificate[:40] >= 0).all() and twice.certificate[:40].any()
+
+        # What an auditor gets says the same, and holds.
+        file = hand_over(tmp_path, MODEL, twice, train, config=config(mode))
+        assert file.requests.tolist() == list(range(40)) and bool(live(file.patches).all())
+        changed = np.isin(file.outcome, (Outcome.FLIPPED, Outcome.SHARED))
+        np.testing.assert_array_equal(changed, right & (logits.argmax(-1) != train.y[:40]))
+        np.testing.assert_array_equal(file.outcome == Outcome.ALREADY_WRONG, ~right)
+        _, patched = apply_patched(state.params, file.patches, train.x[:40])
+        np.testing.assert_allclose(patched, logits, rtol=1e-5, atol=1e-4)
+        read = patch_files.load_patches(tmp_path / "patches.npz")
+        network = patch_files.load_network(tmp_path / "network.npz")
+        rows = patch_files.load_data(tmp_path / "rows.npz")
+        found = patch_audit.audit_patches(read, network, rows, requests=range(40))
+        assert found.passed == (still.sum() == 0) and found.misstated == []
+        assert all(c.valid == (mode == "region") for c in found.certificates)
+
+    def test_a_class_is_handed_over_too(self, trained, tmp_path):
+        _, train = trained
+        how = PruneClassConfig(capacity=24)
+        method = registry.make("prune_class", MODEL, train=TRAIN, config=how)
+        state = method.fit(KEY, train)
+        asked = np.flatnonzero(np.asarray(train.y) == 3)[:24]
+        with pytest.raises(ValueError, match="state has no requests"):
+            patch_file(MODEL, state, train, config=how)
+        for some in (asked[:12], asked[12:]):  # two groups
+            state = method.unlearn(KEY, state, train, data.forget_indices(some, 600))
+        file = hand_over(tmp_path, MODEL, state, train, config=how)
+        assert file.requests.tolist() == asked.tolist() and file.rows.size == state.memory.count
+        logits = method.predict(state, train.x[asked])
+        changed = np.isin(file.outcome, (Outcome.FLIPPED, Outcome.SHARED))
+        base = MODEL.apply(state.params, train.x[asked]).argmax(-1)
+        wrong = np.asarray(logits.argmax(-1) != train.y[asked])
+        np.testing.assert_array_equal(changed, wrong & np.asarray(base == train.y[asked]))
+        assert changed.sum() > file.rows.size > 1
+        found = patch_audit.audit_patches(file, state.params, train)
+        assert found.misstated == found.misplaced == found.not_flipped == []
+        assert found.passed == (found.changed_elsewhere == [])
+        assert patch_check.Claim.WIDER in {c.claim for c in found.certificates}
 
     @pytest.mark.slow
     def test_behind_a_convolutional_network(self):

@@ -6,15 +6,7 @@ import numpy as np
 import pytest
 
 from jaxunlearn import Dataset
-from jaxunlearn.primitives.adversarial import (
-    PGDConfig,
-    fgsm,
-    follow,
-    inner_curvature,
-    inspect,
-    pgd,
-    refine,
-)
+from jaxunlearn.primitives.adversarial import PGDConfig, fgsm, pgd, refine
 from jaxunlearn.primitives.balls import L2Ball, LInfBox
 from jaxunlearn.primitives.curvature import (
     gauss_newton_product,
@@ -23,6 +15,7 @@ from jaxunlearn.primitives.curvature import (
     total_matrix,
     total_product,
 )
+from jaxunlearn.primitives.inner import follow, inner_curvature, inspect
 from jaxunlearn.primitives.solve import CG
 
 pytestmark = pytest.mark.usefixtures("compiled_in_haste")
