@@ -51,7 +51,7 @@ def sweep(
             "configs differ in more than epochs and learning_rate: sweep those that share the rest."
         )
     plan = dataclasses.replace(plans.pop(), microbatch=train.microbatch)
-    grid = _grid.grid([Knobs(jnp.int32(c.epochs), jnp.float32(c.learning_rate)) for c in configs])
+    grid = _grid.grid([Knobs(np.int32(c.epochs), np.float32(c.learning_rate)) for c in configs])
     if chunk is None:
         chunk = _grid.chunk_size(len(configs), params, 0)
     order = np.argsort([config.epochs for config in configs], kind="stable").tolist()

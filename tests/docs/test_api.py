@@ -15,13 +15,15 @@ PUBLIC = (
     "jaxunlearn.data",
     "jaxunlearn.experiments",
     "jaxunlearn.kernels",
+    "jaxunlearn.experiments.frontier",
+    "jaxunlearn.methods.conmu",
     "jaxunlearn.methods.pcmu",
     "jaxunlearn.methods.prune",
     "jaxunlearn.models",
     "jaxunlearn.training",
 )
 # Tables of names, each described in the text of its page; and modules.
-NO_ENTRY = {"MODELS", "MODES", "DATASETS", "NOISES", "PAPER", "PAPER_TRAIN"}
+NO_ENTRY = {"MODELS", "MODES", "DATASETS", "NOISES", "PAPER", "PAPER_TRAIN", "PAPER_CLASS", "OFFICIAL"}
 NO_ENTRY |= {"__version__", "audit", "data", "models", "registry"}
 
 
