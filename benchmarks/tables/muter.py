@@ -297,27 +297,33 @@ def noted(path: pathlib.Path, make: Callable[[], dict[str, Any]]) -> dict[str, A
     return json.loads(path.read_text())
 
 
-def run(folder: pathlib.Path = pathlib.Path("runs/muter"), quick: bool = False) -> None:
+def run(
+    folder: pathlib.Path = pathlib.Path("runs/muter"),
+    quick: bool = False,
+    only: tuple[str, ...] = (),
+) -> None:
     """All of it; what stands in the folder already is not computed again.
 
     Args:
       folder: of the figures and pictures.
       quick: one request each on 400 rows, and no networks.
+      only: compute these alone, as `ridge-linf` or `relu-l2-0.15`, and show what the folder has.
     """
     console = Console(width=200)
     folder.mkdir(parents=True, exist_ok=True)
+    wanted = lambda name: name in only or not only or (folder / f"{name}.json").exists()
     with jax.enable_x64(True):
         muter_picture.draw(folder / "maximum.png")
         for loss, label in [(loss, ball) for loss in linear.LOSSES for ball in ("l2", "linf")]:
             path = folder / f"{loss}-{label}.json"
+            if not wanted(path.stem):
+                continue
 
             def make(loss=loss, label=label):
                 rows, name = binary(400 if quick else ROWS)
                 test, _ = binary(1000, split="test")
-                return {
-                    "data": name,
-                    **linear_block(loss, label, rows, test, 1 if quick else SEEDS),
-                }
+                found = linear_block(loss, label, rows, test, 1 if quick else SEEDS)
+                return {"data": name, **found}
 
             block = noted(path, make)
             draw(block, path.with_suffix(".png"))
@@ -325,8 +331,9 @@ def run(folder: pathlib.Path = pathlib.Path("runs/muter"), quick: bool = False) 
         console.print(f"The paper's seconds (MNIST-b, 1, 5 and 10 rows): {PAPER_SECONDS}")
         if not quick:
             cases = [
-                noted(folder / f"pixel-{setting.name}.json", functools.partial(pixel.case, setting))
+                noted(folder / f"{setting.name}.json", functools.partial(pixel.case, setting))
                 for setting in pixel.SETTINGS
+                if wanted(setting.name)
             ]
             pixel.show(cases, console)
 
