@@ -42,8 +42,7 @@ class Setting:
 
 FIRST = Setting("tanh", 0.15)
 SETTINGS = [FIRST, Setting("tanh", 0.05), Setting("tanh", 0.4), Setting("tanh", 0.02, True)]
-SETTINGS += [Setting("relu", 0.05), Setting("relu", 0.15), Setting("relu", 0.4)]
-SETTINGS += [Setting("relu", 0.02, True)]
+SETTINGS += [Setting("relu", 0.15), Setting("relu", 0.05), Setting("relu", 0.02, True)]
 
 
 def case(setting: Setting) -> dict[str, Any]:
