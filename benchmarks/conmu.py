@@ -151,6 +151,12 @@ GRID = [
 ]  # fmt: skip
 
 
+def _programs() -> int:
+    """Programs compiled so far for proxies and for fine-tunings, whatever the settings."""
+    functions: tuple[Any, ...] = (finetune_all, train_proxies)
+    return sum(function._cache_size() for function in functions)
+
+
 def frontier(options: Options) -> Result:
     """32 settings on 4 seeds of digits, by vmap, and as 128 calls of one compiled program."""
     rows, model, seeds = data.load("digits").train, models.mlp(10), 4
@@ -182,9 +188,9 @@ def frontier(options: Options) -> Result:
             for key, params, gone in members
         ]  # fmt: skip
 
-    before = finetune_all._cache_size(), train_proxies._cache_size()
+    before = _programs()
     runs = harness.measure({"by vmap": Case(together), "one by one": Case(one_by_one)}, options)
-    programs = finetune_all._cache_size() + train_proxies._cache_size() - sum(before)
+    programs = _programs() - before
     metrics = {
         "frontier_vs_loop": harness.inverse(harness.ratio(runs, "by vmap", "one by one")),
         "compiles": programs,

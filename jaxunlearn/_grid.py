@@ -56,8 +56,8 @@ class Grid(NamedTuple):
     """
 
     form: Form
-    differ: tuple[Array, ...]
-    same: tuple[Array, ...]
+    differ: tuple[Any, ...]
+    same: tuple[Any, ...]
 
 
 def grid(knobs: Sequence[PyTree]) -> Grid:

@@ -1,7 +1,7 @@
 """The knobs of ConMU, and its two readings: the paper, and the official code."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -173,7 +173,7 @@ def knobs_of(config: ConMUConfig) -> Knobs:
       3
     """
     # NumPy's: a grid has hundreds of them, and each on a device would cost a dispatch.
-    numbers = {
+    numbers: dict[str, Any] = {
         name: (np.int32 if "epochs" in name else np.float32)(getattr(config, name))
         for name in Knobs._fields[2:]
     }
