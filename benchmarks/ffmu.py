@@ -45,7 +45,7 @@ TARGETS = {
     "accuracy_vs_fedavg": harness.at_least(-0.01),
 }
 CLIENTS = 100
-NOISES = 32
+ROWS, DRAWS, NOISES = 10_000, 34, 32  # of the check of the bound
 PAPER_LOCAL = TrainConfig(
     epochs=2, batch_size=50, learning_rate=0.1, schedule="constant", momentum=0.0
 )
@@ -158,7 +158,7 @@ def soundness(options: Options) -> Result:
     if splits is None:
         nothing = {"bound_violations": None, "bound_sigma1": None}
         return Result({"skipped": "fashion_mnist is not prepared"}, {}, nothing)
-    n, model = 10_000, models.mlp(10, hidden=(32,))
+    n, model = ROWS, models.mlp(10, hidden=(32,))
     rows = Dataset(jnp.asarray(splits.train.x[:n]), jnp.asarray(splits.train.y[:n]))
     part = partition.iid(0, n, CLIENTS)
     clients, x = gather(rows, part), jnp.asarray(splits.test.x[:200])
@@ -187,7 +187,7 @@ def soundness(options: Options) -> Result:
         updates, before = gradient(clients)
         each = client_certificate(updates, before, 1.0)
         widest.append([float(each.bound.max()), float(each.bound.mean()), float(each.paper)])
-        for number in range(34):
+        for number in range(DRAWS):
             some = jax.random.fold_in(jax.random.key(7), 100 * done + number)
             keep = removal(some, number, part, rows.y)
             _, after = gradient(gather(rows, part, keep=keep))
