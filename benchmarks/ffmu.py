@@ -51,14 +51,14 @@ PAPER_LOCAL = TrainConfig(
 )
 
 
-def plan(rounds: int, rate: float, *, schedule="cosine", chunk=10) -> FederatedConfig:
+def plan(rounds: int, rate: float, *, schedule="cosine", chunk=4) -> FederatedConfig:
     """A training with the paper's clients: two epochs, batches of 50, no momentum."""
     local = dataclasses.replace(PAPER_LOCAL, learning_rate=rate, schedule=schedule)
     return FederatedConfig(rounds, local, chunk=chunk)
 
 
 def one_round(options: Options) -> Result:
-    """One round of FFMU over one of FedAvg, K = 100, and the memory of chunks of 10 of 100."""
+    """One round of FFMU over one of FedAvg, K = 100; the memory of chunks of 10 over all 100."""
     rows, model = images(CLIENTS * 50), models.get("cnn", 10)
     clients = gather(rows, partition.iid(0, CLIENTS * 50, CLIENTS))
     key, loss_fn = jax.random.key(0), cross_entropy(model.apply)
@@ -78,7 +78,7 @@ def one_round(options: Options) -> Result:
         ).compile()
 
     def case(method: Rule, rate: float) -> Case:
-        program, server = compiled(method, rate, 10), begin(params, CLIENTS, rule=method)
+        program, server = compiled(method, rate, 4), begin(params, CLIENTS, rule=method)
         return Case(lambda: program(key, server, clients), compile_s=0.0)
 
     ours, soft = FFMUConfig(), FFMUConfig(local="soft", server="soft")

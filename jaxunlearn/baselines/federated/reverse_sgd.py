@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxunlearn import _validate, tree
+from jaxunlearn import _sharding, _validate, tree
 from jaxunlearn.baselines.federated.frame import federated_state, whole
-from jaxunlearn.federated.federation import Federation, automatic, dealt
+from jaxunlearn.federated.federation import Federation, dealt
 from jaxunlearn.federated.partition import Partition
 from jaxunlearn.federated.rounds import FederatedConfig, advance, begin, round_updates
 from jaxunlearn.models.losses import cross_entropy
@@ -187,7 +187,7 @@ def unlearner(
 
     def fit_state(key: Array, data: Dataset) -> State:
         check_model(key, model, data)
-        data = automatic(data)
+        data = _sharding.automatic(data)
         init_key, train_key = jax.random.split(key)
         params = model.init(init_key, jnp.zeros_like(data.x[:1]))
         clients = dealt(data, config.federation, partition)
