@@ -245,7 +245,7 @@ def client_updates(
       [[-2.0], [-6.0]]
     """
     _validate.one_of(UPLOADS, upload=rule.upload)
-    scale = learning_rate(config.local, fraction) / config.local.learning_rate
+    scale = learning_rate(config.local, jnp.asarray(fraction)) / config.local.learning_rate
 
     def one(number, data, weights):
         found = train_locally(

@@ -63,7 +63,7 @@ def squared_distance(a: Params, b: Params) -> Array:
         wide = jnp.promote_types(u.dtype, jnp.float32)
         return jnp.sum(jnp.square(u.astype(wide) - v.astype(wide)))
 
-    return sum(jax.tree.leaves(jax.tree.map(one, a, b)), jnp.float32(0))
+    return jnp.stack(jax.tree.leaves(jax.tree.map(one, a, b))).sum()
 
 
 def projected(params: Params, center: Params, square: Array) -> Params:

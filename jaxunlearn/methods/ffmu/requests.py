@@ -170,7 +170,7 @@ def unlearner(
     def predict(state: State, x: Array) -> Array:
         if not config.samples:
             return model.apply(state.params, x)
-        rate = learning_rate(federated.local, last / federated.rounds)
+        rate = learning_rate(federated.local, jnp.asarray(last / federated.rounds))
         rate = how.rate * rate / federated.local.learning_rate
         # Where the round's step began, momentum included.
         step, _ = quantized.update(state.memory.gradient, quantized.init(state.params))
