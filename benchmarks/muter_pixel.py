@@ -194,7 +194,8 @@ def experiment(
     for k in removals:
         forget = jnp.zeros(n, bool).at[rng.permutation(n)[:k]].set(True)
         again, seconds = timed(lambda f=forget: retrained(it, ball, original, f, steps=steps))
-        line = {"retrain_gradient": float(again.gradient), "noop": distance(head, again.params)}
+        line: dict[str, Any] = {"retrain_gradient": float(again.gradient)}
+        line["noop"] = distance(head, again.params)
         line["seconds"] = {"retrain": seconds}
         for name, prepared in memories.items():
             rule = muter.RULES.get(name, muter.RULES["muter"])

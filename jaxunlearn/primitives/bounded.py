@@ -65,9 +65,10 @@ def bounded_quadratic(
     eye = jnp.eye(k, dtype=b.dtype)
     start = jnp.zeros_like(b) if start is None else start
     little = jnp.finfo(b.dtype).eps ** 0.6 * jnp.diagonal(matrix).max()
-    matrix, b = matrix + little * eye, b + little * start
-    free, sign = _search(*map(jax.lax.stop_gradient, (matrix, b, bound, start)), steps=steps)
-    x = _solved(matrix, b, sign * bound, free)
+    near, to = matrix + little * eye, b + little * start
+    free, sign = _search(*map(jax.lax.stop_gradient, (near, to, bound, start)), steps=steps)
+    x = _solved(near, to, sign * bound, free)
+    x = _solved(near, b + little * x, x, free)  # little counts no more
     miss = jax.lax.stop_gradient(b - matrix @ x)
     wrong = (~free & (sign * miss < 0)) | (free & (jnp.abs(x) > bound * (1 + 1e-6)))
     return Bounded(x, free, jnp.abs(jnp.where(wrong | free, miss, 0.0)).max())

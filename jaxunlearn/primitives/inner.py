@@ -155,7 +155,16 @@ def _follow_jvp(loss_fn, ball, solver, primals, tangents):
     return delta, jnp.where(trusted, step, 0.0)
 
 
-def inspected(loss_fn, ball, params, row, delta) -> Inner:
+def inspected(loss_fn: LossFn, ball: Ball, params: Params, row: Dataset, delta: Array) -> Inner:
+    """:func:`inspect` of ONE row.
+
+    Example:
+      >>> from jaxunlearn.primitives.balls import L2Ball
+      >>> row, delta = Dataset(jnp.zeros(1), jnp.array(0)), jnp.array([0.5])
+      >>> found = inspected(lambda w, row: w @ row.x, L2Ball(0.5), jnp.ones(1), row, delta)
+      >>> bool(found.active), float(found.residual)
+      (True, 0.0)
+    """
     g = input_gradient(loss_fn, params, row, delta)
     return Inner(delta, residual(row.x, delta, g, ball), ball.active(row.x, delta))
 

@@ -44,8 +44,9 @@ def spread(data: Dataset, ball: Ball | None) -> tuple[Array, Array | None]:
 
     Example:
       >>> data = Dataset(jnp.array([[0.9, 0.5]]), jnp.array([1]))
-      >>> [leaf.round(2).tolist() for leaf in spread(data, LInfBox(0.2))]
-      [[[0.85, 0.5]], [[0.15, 0.2]]]
+      >>> x, half = spread(data, LInfBox(0.25))
+      >>> f"{x[0, 0]:.3f} {x[0, 1]:.3f}, {half[0, 0]:.3f} {half[0, 1]:.3f}"
+      '0.825 0.500, 0.175 0.250'
     """
     if not isinstance(ball, LInfBox):
         return data.x, None

@@ -145,7 +145,7 @@ def non_dominated(values: np.ndarray) -> np.ndarray:
     values = np.where(np.isfinite(values).all(-1, keepdims=True), values, np.inf)
     no_worse = (values[:, None] <= values[None]).all(-1)
     better = (values[:, None] < values[None]).any(-1)
-    return ~(no_worse & better).any(0) & np.isfinite(values).all(-1)
+    return np.asarray(~(no_worse & better).any(0) & np.isfinite(values).all(-1))
 
 
 def _fronts(table: np.ndarray, privacy: str) -> tuple[np.ndarray, np.ndarray]:

@@ -134,6 +134,15 @@ def unlearner(
                 "ReLU, a box or a large radius do this; see newton_steps, ball and l2.",
                 stacklevel=2,
             )
+        figures = state.memory.diagnostics
+        if _validate.known(figures.fallback) and figures.fallback:
+            warnings.warn(
+                f"{int(figures.fallback)} of {data.y.shape[0]} rows have no strict inner maximum "
+                f"(largest residual {float(figures.inner_residual):.2g}, smallest curvature "
+                f"{float(figures.inner_curvature):.2g}): they count with their direct Hessian. "
+                "With more than a few, retrain instead.",
+                stacklevel=2,
+            )
         return state
 
     def unlearn(key: Array, state: State, data: Dataset, forget: Array) -> State:
