@@ -145,9 +145,9 @@ def _score(params: Params, forget: Array, *, model, splits: Splits) -> tuple[lis
 # The knobs of the three modules.
 GRID = [
     dataclasses.replace(
-        ConMUConfig(), retain=Quantile(0.7, high), alpha=alpha, proxy_epochs=delta
+        ConMUConfig(), retain=Quantile(0.75, high), alpha=alpha, proxy_epochs=delta
     )
-    for high in (0.75, 0.85, 0.95, 1.0) for alpha in (0.0, 0.5, 1.0, 3.0) for delta in (1, 3)
+    for high in (0.8, 0.9, 0.95, 1.0) for alpha in (0.0, 0.5, 1.0, 3.0) for delta in (1, 3)
 ]  # fmt: skip
 
 
@@ -206,7 +206,7 @@ def selection(options: Options) -> Result:
     config = dataclasses.replace(TRAIN, epochs=1)
 
     def selected(params, rows):
-        return select(el2n(model.apply, params, rows), Quantile(0.7, 0.85))
+        return select(el2n(model.apply, params, rows), Quantile(0.75, 0.9))
 
     def epoch(params, rows):
         return minimize(key, loss_fn, params, rows, config=config)

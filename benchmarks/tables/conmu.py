@@ -63,7 +63,7 @@ class Options:
     rows: training rows of Fashion-MNIST.
     epochs: of every training.
     seeds: each draws its own request, initial parameters and orders.
-    first_seed: the first of them. The defaults of ConMU were chosen on seeds 100 and 101.
+    first_seed: the first of them. The defaults of ConMU were chosen on other seeds.
     references: retrained models a seed.
     model: see `jaxunlearn models`.
     label: the class that half of is forgotten: 6 is shirts, the hardest one.

@@ -59,9 +59,9 @@ class ConMUConfig:
       0.3
     """
 
-    retain: Rule = Quantile(0.7, 0.85)
+    retain: Rule = Quantile(0.75, 0.9)
     forget: Rule = Random(0.5)
-    alpha: float = 0.5
+    alpha: float = 1.0
     mu: float = 0.0
     sigma: float = 1.0
     noise: str = "scale"

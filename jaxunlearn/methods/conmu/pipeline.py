@@ -154,14 +154,11 @@ def run(
     start = prepare(params, data, forget, retain, knobs, mask, model=model, plan=plan)
     trained = proxy is None and plan.proxied
     if proxy is None:
-        initial = initial_proxy(keys, data, initial, model)
-        proxy = (
-            train_proxy(
-                keys, initial, data, retain, knobs.proxy_epochs, proxy_rate, model=model, plan=plan
+        proxy = initial_proxy(keys, data, initial, model)
+        if plan.proxied:
+            proxy = train_proxy(
+                keys, proxy, data, retain, knobs.proxy_epochs, proxy_rate, model=model, plan=plan
             )
-            if plan.proxied
-            else initial
-        )
     return finetune(
         keys, start, data, forget, retain, knobs, proxy, trained=trained, model=model, plan=plan
     )
