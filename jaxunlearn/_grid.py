@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn import tree
@@ -57,13 +56,13 @@ class Grid(NamedTuple):
     """
 
     form: Form
-    differ: tuple[Array, ...]
-    same: tuple[Array, ...]
+    differ: tuple[Any, ...]
+    same: tuple[Any, ...]
 
 
 def grid(knobs: Sequence[PyTree]) -> Grid:
     """The grid of some knobs, pytrees of scalars of one structure."""
-    columns = [jnp.stack(values) for values in zip(*map(jax.tree.leaves, knobs), strict=True)]
+    columns = [np.stack(values) for values in zip(*map(jax.tree.leaves, knobs), strict=True)]
     varies = tuple(bool((column != column[0]).any()) for column in columns)
     return Grid(
         Form(jax.tree.structure(knobs[0]), varies),
@@ -98,4 +97,5 @@ def chunks(order: Sequence[int], size: int) -> Iterator[tuple[list[int], np.ndar
 
 def first(count: int) -> Callable[[PyTree], PyTree]:
     """Leaves without what a chunk was filled up with."""
-    return lambda value: jax.tree.map(lambda leaf: leaf[:count], value)
+    cut = lambda leaf: leaf if leaf.shape[0] == count else leaf[:count]
+    return lambda value: jax.tree.map(cut, value)

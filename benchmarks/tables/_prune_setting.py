@@ -118,7 +118,8 @@ class Setting:
         return timed(training(self.model, self.config), key, self.train, keep)
 
     @staticmethod
-    def _chunks(call, x, size=5000):
+    def _chunks(call, x):
+        size = 5000 if x.ndim == 2 else 250  # a convolution of 5000 images takes gigabytes
         return jnp.concatenate([call(x[i : i + size]) for i in range(0, len(x), size)])
 
     def logits(self, apply) -> list:

@@ -48,6 +48,7 @@ PEERS = {
 AFTER = ("A_te", "A_res", "A_u", "recall", "TPR@1%")  # columns of the retrained network alone
 CLASS_COLUMNS = ("A_u asked", "A_u", "A_tes_u", "A_res", "A_tes_r", "patches", "time")
 ROUNDS = (1, 2, 3, 4)
+CLUSTERS = (1, 2, 3, 4, 5)
 Part = Literal["points", "convergence", "classes", "features"]
 
 
@@ -62,7 +63,8 @@ class Options:
     sizes: points to unlearn; the paper has 100, 200, 300 and 500.
     epochs: of every training, with Adam at 1e-3.
     rows: training rows, all by default.
-    feature_rows: training rows of the network with a feature extractor.
+    feature_rows: rows, of training and of test, for the network with a feature extractor, which
+        takes 8 epochs.
     class_rows: requested rows of a class.
     class_patches: patches for it at most.
     quick: a few thousand rows, two sizes and two classes, no feature extractor.
@@ -77,7 +79,7 @@ class Options:
     sizes: tuple[int, ...] = (500,)
     epochs: int = 3
     rows: int | None = None
-    feature_rows: int = 10_000
+    feature_rows: int = 2000
     class_rows: int = 300
     class_patches: int = 40
     quick: bool = False
@@ -85,13 +87,14 @@ class Options:
     figure: pathlib.Path | None = None
 
 
-def load(name: str, options: Options, *, flat: bool = True, count: int | None = None):
-    """Training and test set."""
+def load(name: str, options: Options, *, images: int | None = None):
+    """Training and test set, flat; or some images of both."""
     found = data.load(name, data_dir=folder(options))
-    shape = lambda x: x.reshape(len(x), -1) if flat else x
+    if images is not None:
+        return [Dataset(part.x[:images], part.y[:images]) for part in (found.train, found.test)]
     return [
-        Dataset(shape(part.x[:rows]), part.y[:rows])
-        for part, rows in ((found.train, count or options.rows), (found.test, None))
+        Dataset(part.x[:rows].reshape(len(part.x[:rows]), -1), part.y[:rows])
+        for part, rows in ((found.train, options.rows), (found.test, None))
     ]
 
 
@@ -214,7 +217,7 @@ def convergence(setting: Setting, sizes: Sequence[int], seed: int) -> dict[str, 
 
     first = min(sizes)
     return {
-        "clusters": {str(k): left(first, k) for k in (1, 2, 3, 4, 5)},
+        "clusters": {str(k): left(first, k) for k in CLUSTERS},
         "sizes": {str(size): left(size, 4) for size in sizes},
     }
 
@@ -323,10 +326,10 @@ def run(options: Options) -> Iterator[tuple[str, dict[str, Any]]]:
                 block["classes"] = means(found["classes"])
             yield name, block
     if "features" in options.parts:
-        rows = load("fashion_mnist", options, flat=False, count=options.feature_rows)
+        rows = load("fashion_mnist", options, images=options.feature_rows)
         behind = []
         for seed in track(seeds, "behind convolutions"):
-            setting = Setting(*rows, epochs=3, seed=seed, model=vgg_style())
+            setting = Setting(*rows, epochs=8, seed=seed, model=vgg_style())
             behind.append(points(setting, (100,), seed))
             yield (
                 "fashion_mnist, convolutional",

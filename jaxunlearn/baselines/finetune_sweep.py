@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,8 @@ from jaxunlearn.types import Array, Dataset, Model, Params, Status
 class Knobs(NamedTuple):
     """What the paper varies: the number of epochs and the learning rate."""
 
-    epochs: Array
-    learning_rate: Array
+    epochs: Any
+    learning_rate: Any
 
 
 def sweep(
@@ -51,7 +51,7 @@ def sweep(
             "configs differ in more than epochs and learning_rate: sweep those that share the rest."
         )
     plan = dataclasses.replace(plans.pop(), microbatch=train.microbatch)
-    grid = _grid.grid([Knobs(jnp.int32(c.epochs), jnp.float32(c.learning_rate)) for c in configs])
+    grid = _grid.grid([Knobs(np.int32(c.epochs), np.float32(c.learning_rate)) for c in configs])
     if chunk is None:
         chunk = _grid.chunk_size(len(configs), params, 0)
     order = np.argsort([config.epochs for config in configs], kind="stable").tolist()
@@ -69,8 +69,10 @@ def sweep(
             form=grid.form,
             count=len(filled),
         )
-        some = jax.block_until_ready(_grid.first(len(settings))((done, grads, status)))
-        yield Swept(settings, *some, {})
+        done, grads, status = jax.block_until_ready(
+            _grid.first(len(settings))((done, grads, status))
+        )
+        yield Swept(settings, done, grads, status, {})
 
 
 @functools.partial(jax.jit, static_argnames=("model", "plan", "form", "count"))

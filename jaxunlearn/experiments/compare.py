@@ -49,11 +49,11 @@ def compare(config: CompareConfig) -> list[dict[str, Any]]:
       >>> records = compare(CompareConfig(seeds=10, out="runs/first"))  # doctest: +SKIP
     """
     task = prepare(config)
-    config = task.config
+    out = task.config.out
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     wanted = [run_id_of(name, seed) for seed in seeds for name in ("references", *task.configs)]
-    with locked(config.out), _progress.showing(config.train.progress) as display:
-        records = Records(config.out, config.fingerprint())
+    with locked(out), _progress.showing(config.train.progress) as display:
+        records = Records(out, config.fingerprint())
         records.refuse_other_settings(task.configs)
         bar = display.add_task("runs", total=len(wanted)) if display else None
         for seed in seeds:

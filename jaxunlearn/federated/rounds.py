@@ -39,7 +39,8 @@ class FederatedConfig:
         schedule goes over the rounds; within a round the rate is constant.
       participants: clients that take part in a round, chosen uniformly among those with rows;
         all if None.
-      chunk: clients computed at once; all if None.
+      chunk: clients computed at once; all if None. A CPU is fastest with few, an accelerator with
+        as many as fit.
 
     Example:
       >>> FederatedConfig(rounds=10).local.batch_size
@@ -51,7 +52,7 @@ class FederatedConfig:
         epochs=2, batch_size=50, learning_rate=0.1, schedule="cosine", momentum=0.0
     )
     participants: int | None = None
-    chunk: int | None = 10
+    chunk: int | None = 4
 
     def __post_init__(self):
         _validate.whole(rounds=self.rounds)
@@ -244,7 +245,7 @@ def client_updates(
       [[-2.0], [-6.0]]
     """
     _validate.one_of(UPLOADS, upload=rule.upload)
-    scale = learning_rate(config.local, fraction) / config.local.learning_rate
+    scale = learning_rate(config.local, jnp.asarray(fraction)) / config.local.learning_rate
 
     def one(number, data, weights):
         found = train_locally(

@@ -191,7 +191,7 @@ def test_in_float64_the_audit_is_too():
         ("requests has shape", lambda f: f._replace(requests=np.zeros((1, 1), int))),
         ("requests has a row more than once", lambda f: f._replace(requests=np.zeros(2, int))),
         (r"not in requests: \[0\]", lambda f: f._replace(requests=np.array([2]))),
-        ("outcomes, but no requests", lambda f: f._replace(outcome=np.array([0]))),
+        ("outcome has shape", lambda f: f._replace(outcome=np.array([0]))),
         ("outcome has shape", lambda f: told(f, [0, 2], [0])),
         (r"outcome is not in 0\.\.5", lambda f: told(f, [0], [6])),
     ],

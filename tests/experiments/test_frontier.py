@@ -204,7 +204,9 @@ def test_unfinished_records():
     with pytest.raises(ValueError, match="records has no settings yet"):
         frontier_of(only_base)
     part = [r for r in made_up() if r["seed"] == 0 or r["kind"] != "point"]
-    assert frontier_of(part).seeds == (0,)
+    assert frontier_of(part).seeds == (0,) and len(frontier_of(part).points) == 5
+    stopped = [r for r in made_up() if r["run_id"] != "p2/1"]  # within the last setting
+    assert frontier_of(stopped).seeds == (0, 1, 2) and len(frontier_of(stopped).points) == 4
 
 
 def test_table_and_csv(tmp_path):

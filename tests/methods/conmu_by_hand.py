@@ -123,7 +123,13 @@ def conmu(key, w, data, forget, initial, config, train):
         if config.compat == "official":  # each score belongs to another row: a random subset
             rows = any_of(draw, group, int(rows.sum()))
         chosen |= rows
-    draws = np.asarray(jax.random.normal(noise, data.x.shape, data.x.dtype), np.float64)
+    draws = np.array(
+        [
+            jax.random.normal(jax.random.fold_in(noise, i), x[0].shape, data.x.dtype)
+            for i in range(n)
+        ],
+        np.float64,
+    )
     scale = np.sqrt(config.alpha) if config.noise == "repeat" else config.alpha
     blurred = x + scale * config.sigma * draws + config.alpha * config.mu
     new = np.where(forget[:, None], blurred, x)

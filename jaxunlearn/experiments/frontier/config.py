@@ -26,7 +26,7 @@ SWEEPS = {
     "conmu": Sweep(
         conmu.sweep,
         # How many rows, how much noise, how long a proxy: the knobs of the three modules.
-        ("retain.high=.75,.85,.95,1", "alpha=0,.5,1,3", "proxy_epochs=1,3"),
+        ("retain.high=.8,.9,.95,1", "alpha=0,.5,1,3", "proxy_epochs=1,3"),
     ),
     "finetune": Sweep(
         finetune_sweep.sweep, ("epochs=1,2,5,10,20", "learning_rate=.001,.003,.01,.03,.1")

@@ -71,8 +71,8 @@ def frontier_of(records: Sequence[dict[str, Any]]) -> Frontier:
     """From the records of a frontier, finished or not, to what is shown of them.
 
     Doing nothing and retraining compete like any setting: a setting that is worse than doing
-    nothing in utility and privacy is of no use, however little it cost. A setting is compared on
-    the seeds that all points have in common.
+    nothing in utility and privacy is of no use, however little it cost. Of an unfinished run, the
+    settings that are done on all seeds are shown; if there are none, all on the seeds they share.
 
     Args:
       records: of :func:`~jaxunlearn.experiments.frontier.frontier`.
@@ -100,6 +100,9 @@ def frontier_of(records: Sequence[dict[str, Any]]) -> Frontier:
     for name, cost in (("retrain", 1.0), ("noop", 0.0)):
         runs = [r for r in records if r["kind"] == "method" and r["method"] == name]
         fixed[name, ""] = {r["seed"]: {**r, "grad_share": cost, "knobs": {}} for r in runs}
+    # Of a run that was stopped within a chunk, the setting that it was at has some seeds only.
+    everywhere = set.intersection(set(references), *(set(runs) for runs in fixed.values()))
+    members = {k: runs for k, runs in members.items() if everywhere <= set(runs)} or members
     members = fixed | members
     common = set.intersection(*(set(runs) for runs in members.values()))
     if not common:
@@ -145,7 +148,7 @@ def non_dominated(values: np.ndarray) -> np.ndarray:
     values = np.where(np.isfinite(values).all(-1, keepdims=True), values, np.inf)
     no_worse = (values[:, None] <= values[None]).all(-1)
     better = (values[:, None] < values[None]).any(-1)
-    return ~(no_worse & better).any(0) & np.isfinite(values).all(-1)
+    return np.asarray(~(no_worse & better).any(0) & np.isfinite(values).all(-1))
 
 
 def _fronts(table: np.ndarray, privacy: str) -> tuple[np.ndarray, np.ndarray]:

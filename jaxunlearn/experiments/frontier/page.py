@@ -42,6 +42,9 @@ def write_page(front: Frontier, path: str | os.PathLike[str]) -> pathlib.Path:
 
     Returns:
       ``path``.
+
+    Example:
+      >>> page = write_page(frontier_of(records), "frontier.html")  # doctest: +SKIP
     """
     path = pathlib.Path(path)
     with atomic_write(path) as file:
@@ -50,13 +53,7 @@ def write_page(front: Frontier, path: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def verdict(front: Frontier, privacy: str) -> str:
-    """What the front says, in words.
-
-    Example:
-      >>> import inspect
-      >>> "beaten" in inspect.getsource(verdict)
-      True
-    """
+    """What the front says, in words."""
     settings = [point for point in front.points if point.method not in FIXED]
     noop = next(point for point in front.points if point.method == "noop")
     short = MEASURES[privacy][0]

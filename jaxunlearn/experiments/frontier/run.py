@@ -162,7 +162,8 @@ def _predictions(task: Task, params: Params) -> tuple[np.ndarray, np.ndarray]:
     seeds = jax.tree.leaves(params)[0].shape[0]
     x = task.splits.train.x, task.splits.test.x
     done = task.compiler.run(f"predict {seeds}", both, params, *x)
-    return tuple(map(np.asarray, done.result))
+    train_logits, test_logits = done.result
+    return np.asarray(train_logits), np.asarray(test_logits)
 
 
 def _point(
@@ -173,7 +174,7 @@ def _point(
     """One setting on one seed: what it scores, and what it cost."""
     forget = np.asarray(request.forget)
     scores = measure.scores(
-        jnp.asarray(train_logits), jnp.asarray(test_logits), task.splits, forget
+        jnp.asarray(train_logits), jnp.asarray(test_logits), task.splits, request.forget
     )
     forget_logits = jnp.asarray(train_logits[forget])
     terms = frm_terms(references).mean(0)

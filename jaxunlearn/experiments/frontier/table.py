@@ -34,6 +34,9 @@ def print_front(front: Frontier, privacy: str, *, console: Console | None = None
       front: what to print.
       privacy: "jsd" or "frm": which measure decides.
       console: where; standard output if None.
+
+    Example:
+      >>> print_front(frontier_of(read_records("runs/frontier")), "jsd")  # doctest: +SKIP
     """
     if console is None:
         console = Console()
@@ -82,6 +85,9 @@ def write_front(front: Frontier, path: str | os.PathLike[str]) -> pathlib.Path:
 
     Returns:
       ``path``.
+
+    Example:
+      >>> table = write_front(frontier_of(records), "front.csv")  # doctest: +SKIP
     """
     path = pathlib.Path(path)
     knobs = list(dict.fromkeys(knob for point in front.points for knob in point.knobs))

@@ -1,10 +1,10 @@
 """The knobs of ConMU, and its two readings: the paper, and the official code."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from jaxunlearn import _validate
 from jaxunlearn.primitives.selection import Quantile, Random, Rule, Sigma
@@ -59,9 +59,9 @@ class ConMUConfig:
       0.3
     """
 
-    retain: Rule = Quantile(0.7, 0.85)
+    retain: Rule = Quantile(0.75, 0.9)
     forget: Rule = Random(0.5)
-    alpha: float = 0.5
+    alpha: float = 1.0
     mu: float = 0.0
     sigma: float = 1.0
     noise: str = "scale"
@@ -172,8 +172,9 @@ def knobs_of(config: ConMUConfig) -> Knobs:
       >>> knobs_of(ConMUConfig(epochs=3)).epochs.item()
       3
     """
-    numbers = {
-        name: jnp.asarray(getattr(config, name), jnp.int32 if "epochs" in name else jnp.float32)
+    # NumPy's: a grid has hundreds of them, and each on a device would cost a dispatch.
+    numbers: dict[str, Any] = {
+        name: (np.int32 if "epochs" in name else np.float32)(getattr(config, name))
         for name in Knobs._fields[2:]
     }
     return Knobs(_arrays(config.retain), _arrays(config.forget), **numbers)
@@ -208,7 +209,7 @@ def plan_of(config: ConMUConfig, train: TrainConfig = TrainConfig()) -> Plan:
 
 
 def _arrays(rule: Rule) -> Rule:
-    return jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), rule)
+    return jax.tree.map(np.float32, rule)
 
 
 # Table 2, ResNet-18 on CIFAR-10; it gives no temperature, no clipping and no rate of pruning.

@@ -17,7 +17,7 @@ from jaxunlearn.training.dynamic import descend
 from jaxunlearn.types import Array, Dataset, Model, Params, PyTree, Status
 
 # Rows of one forward pass, where nothing else bounds it.
-CHUNK = 256
+CHUNK = 128
 
 
 class Unlearned(NamedTuple):
@@ -154,14 +154,11 @@ def run(
     start = prepare(params, data, forget, retain, knobs, mask, model=model, plan=plan)
     trained = proxy is None and plan.proxied
     if proxy is None:
-        initial = initial_proxy(keys, data, initial, model)
-        proxy = (
-            train_proxy(
-                keys, initial, data, retain, knobs.proxy_epochs, proxy_rate, model=model, plan=plan
+        proxy = initial_proxy(keys, data, initial, model)
+        if plan.proxied:
+            proxy = train_proxy(
+                keys, proxy, data, retain, knobs.proxy_epochs, proxy_rate, model=model, plan=plan
             )
-            if plan.proxied
-            else initial
-        )
     return finetune(
         keys, start, data, forget, retain, knobs, proxy, trained=trained, model=model, plan=plan
     )
@@ -234,7 +231,7 @@ def finetune(
     retain_key, forget_key = jax.random.split(keys.select)
     ours, theirs = pick(knobs.retain, retain, retain_key), pick(knobs.forget, forget, forget_key)
     selected = ours | theirs
-    noise = jax.random.normal(keys.noise, data.x.shape, data.x.dtype)
+    noise = _noise(keys.noise, data.x, forget)
     times = jnp.sqrt(knobs.alpha) if plan.noise == "repeat" else knobs.alpha
 
     def inputs(rows):  # D_new, equation (5)
@@ -275,6 +272,17 @@ def finetune(
         grads=scored / 3 + through + knobs.epochs * count(selected),
         status=jnp.where(empty, Status.EMPTY_SELECTION, status).astype(jnp.int32),
     )
+
+
+def _noise(key: Array, x: Array, forget: Array) -> Array:
+    """Standard normal for the rows to forget, each row from a key of its own; zeros elsewhere.
+
+    For all of them, selected or not, so that it is the same for all settings of a sweep.
+    """
+    draw = jax.vmap(
+        lambda row: jax.random.normal(jax.random.fold_in(key, row), x.shape[1:], x.dtype)
+    )
+    return by_rows(draw, numbered(forget), chunk=min(CHUNK, x.shape[0]))
 
 
 def _selected(scores: Array, rule: Rule, among: Array, key: Array, *, plan: Plan) -> Array:

@@ -91,7 +91,7 @@ def sweep(
         for delta in map(jnp.int32, deltas)
     ]
     proxies = jax.tree.map(lambda *leaves: jnp.stack(leaves, 1), *proxies)
-    which = jnp.array([deltas.index(config.proxy_epochs) for config in configs])
+    which = np.array([deltas.index(config.proxy_epochs) for config in configs])
     order = np.argsort([_length(config) for config in configs], kind="stable").tolist()
     for settings, filled in _grid.chunks(order, min(chunk, len(order))):
         done = finetune_all(
