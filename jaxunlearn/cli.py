@@ -1,4 +1,4 @@
-"""The command line: ``jaxunlearn compare``, ``report``, ``audit-patch``, ``methods`` and so on."""
+"""The command line: ``jaxunlearn compare``, ``audit``, ``report``, ``methods`` and so on."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -14,30 +14,74 @@ from rich.markup import escape
 from rich.table import Table
 
 from jaxunlearn import __version__, _validate, registry
-from jaxunlearn.experiments import CompareConfig, read_records
+from jaxunlearn.experiments import CompareConfig, FrontierConfig, read_records
 from jaxunlearn.experiments import compare as run_compare
+from jaxunlearn.experiments import frontier as run_frontier
+from jaxunlearn.experiments.lab import LabConfig
+from jaxunlearn.experiments.lab_run import audit_run as run_audit
+from jaxunlearn.experiments.lab_run import read_audit
 from jaxunlearn.experiments.records import CONFIG, RECORDS
 
 
-def compare(config: Annotated[CompareConfig, tyro.conf.arg(name="")]) -> None:
+def compare(
+    config: Annotated[CompareConfig, tyro.conf.arg(name="")],
+    audit: Literal["table", "full"] = "table",
+) -> None:
     """Train, unlearn with several methods, and audit each against retrained models.
 
     Every result is stored at once: stopped at any moment, the same command goes on from there.
     More methods or more seeds may be added later.
+
+    Args:
+      config: what to compare.
+      audit: "full" runs the audit laboratory on it too, as jaxunlearn audit does: many models of
+        every method, minutes to hours.
     """
     run_compare(config)
+    if audit == "full":
+        run_audit(config.out, data_dir=config.data_dir)
     _show(read_records(config.out), config.out)
 
 
-def report(out: tyro.conf.Positional[pathlib.Path]) -> None:
-    """Print the table and write the report of a comparison, finished or not.
+def frontier(config: Annotated[FrontierConfig, tyro.conf.arg(name="")]) -> None:
+    """Run a grid of a method's knobs, and show what no setting beats in utility, privacy and cost.
+
+    All settings run together on all seeds. Every chunk is stored at once: stopped at any moment,
+    the same command goes on from there, and a larger grid may follow.
+    """
+    run_frontier(config)
+    _show_frontier(read_records(config.out), config.out, config.privacy)
+
+
+def audit(
+    run: pathlib.Path,
+    config: Annotated[LabConfig, tyro.conf.arg(name="")],
+    data_dir: pathlib.Path | None = None,
+) -> None:
+    """Audit a finished comparison by many retrained models: per-row attacks, epsilons, RULI.
+
+    Stopped at any moment, the same command goes on from there.
 
     Args:
-      out: the folder given to compare.
+      run: the folder given to compare.
+      config: how many models, and so on.
+      data_dir: folder of prepared TFDS sets, if compare was given one.
+    """
+    run_audit(run, config=config, data_dir=data_dir)
+    _show(read_records(run), run)
+
+
+def report(out: tyro.conf.Positional[pathlib.Path]) -> None:
+    """Print the table and write the report of a comparison or a frontier, finished or not.
+
+    Args:
+      out: the folder given to compare or to frontier.
     """
     records = read_records(out)
     if not records:
         raise ValueError(f"out={str(out)!r} has no records yet.")
+    if any(isinstance(record, dict) and record.get("kind") == "point" for record in records):
+        return _show_frontier(records, out, "jsd")
     _show(records, out)
 
 
@@ -75,66 +119,44 @@ def models() -> None:
 
 
 def audit_patch(
-    file: tyro.conf.Positional[pathlib.Path], model: pathlib.Path, data: pathlib.Path
+    file: tyro.conf.Positional[pathlib.Path],
+    model: pathlib.Path,
+    data: pathlib.Path,
+    requests: tuple[int, ...] = (),
 ) -> None:
     """Check a patch file without a solver: certificates, the flips, and no change elsewhere.
 
-    Ends with exit code 1 if something that the file claims does not hold.
+    The exit code is 1 if something that the file claims does not hold or a request is not met, and
+    2 if the files are damaged or do not belong together. All three files are written by
+    jaxunlearn.methods.prune.hand_over.
 
     Args:
-      file: of patches.
-      model: the dense layers that they are for, as save_network writes them.
-      data: a NumPy archive of x, the inputs of these layers, and y, labels.
+      file: the patches.
+      model: the dense layers that they are for: a NumPy archive of kernel_0, bias_0, and so on.
+      data: a NumPy archive of x, inputs of these layers, and y, labels: the training data in order.
+      requests: numbers of the rows that asked, as you know it. Without, the file is believed.
     """
     from jaxunlearn.certify import patch_audit
+    from jaxunlearn.experiments.patch_report import lines
     from jaxunlearn.primitives import patch_files
 
     given = patch_files.load_patches(file)
-    rows = patch_files.load_data(data)
-    found = patch_audit.audit_patches(given, patch_files.load_network(model), rows)
-    console = _console()
-    valid = [c for c in found.certificates if c.valid]
-    collisions = sorted({c.row for c in found.collisions})
-    box = "none"
-    if given.low is not None and given.high is not None:
-        box = f"{given.low.min():g} to {given.high.max():g}"
-        if len({*given.low.tolist()}) + len({*given.high.tolist()}) > 2:
-            box += f", {(given.high - given.low).mean():g} wide on average"
-    for name, text in (
-        ("sharpness of the gates", f"{given.sharpness:g}"),
-        ("margin", f"{given.margin:g}"),
-        ("box of the certificates", box),
-        ("patches", f"{len(found.certificates)}"),
-        ("certified for their whole region", f"{len(valid)}"),
-        ("rows whose answer changed", f"{len(found.flipped)}"),
-        ("named rows that were wrong before", _some(found.already_wrong)),
-        ("named rows answered by their label", _some(found.not_flipped)),
-        ("patches that are not at their row", _some(found.misplaced)),
-        ("rows changed without cause", _some(found.changed_elsewhere)),
-        ("other rows whose answer changed", _some(found.answers_elsewhere)),
-        ("rows that a patch for others reaches", _some(collisions)),
-        ("rows outside of the box", _some(found.outside)),
-    ):
-        console.print(f"{name:38} {text}")
-    reasons = {c.reason: c.patch for c in reversed(found.certificates) if not c.valid}
-    for reason, patch in reversed(reasons.items()):
-        console.print(f"  patch {patch}: {escape(reason)}")
-    console.print(
-        "\nA patch erases nothing: the weights are as they were, and the file tells who asked."
+    network, rows = patch_files.load_network(model), patch_files.load_data(data)
+    found = patch_audit.audit_patches(
+        given, network, rows, requests=requests or None, progress=True
     )
+    console = _console()
+    for line in lines(given, found, len(rows.y)):
+        console.print(line)
     console.print("[bold]PASSED[/]" if found.passed else "[bold red]FAILED[/]")
     if not found.passed:
         raise SystemExit(1)
 
 
-def _some(rows: list[int]) -> str:
-    """How many, and the first of them."""
-    first = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
-    return f"{len(rows)}" + (f" ({first})" if rows else "")
-
-
 COMMANDS = {
     "compare": compare,
+    "frontier": frontier,
+    "audit": audit,
     "report": report,
     "audit-patch": audit_patch,
     "methods": methods,
@@ -184,6 +206,7 @@ def _help() -> None:
 
 def _show(records: list[dict[str, Any]], out: pathlib.Path) -> None:
     """Prints the table and writes the report."""
+    from jaxunlearn.experiments.lab_columns import print_lab
     from jaxunlearn.experiments.report import write_report  # matplotlib is slow to import
     from jaxunlearn.experiments.summary import summarise
     from jaxunlearn.experiments.table import print_table
@@ -191,9 +214,22 @@ def _show(records: list[dict[str, Any]], out: pathlib.Path) -> None:
     path = out / CONFIG
     config = json.loads(path.read_text()) if path.exists() else None
     summary = summarise(records, config=config)
-    page = write_report(summary, out / "report.html")
+    lab = read_audit(out)
+    page = write_report(summary, out / "report.html", lab=lab)
     print_table(summary)
+    if lab:
+        print_lab(lab)
     print(f"\nRecords: {out / RECORDS}\nReport:  {page}")
+
+
+def _show_frontier(records: list[dict[str, Any]], out: pathlib.Path, privacy: str) -> None:
+    """Prints the settings that no other beats, and writes the page."""
+    from jaxunlearn.experiments.frontier import frontier_of, print_front, write_front, write_page
+
+    front = frontier_of(records)
+    print_front(front, privacy)
+    table, page = write_front(front, out / "front.csv"), write_page(front, out / "frontier.html")
+    print(f"\nRecords: {out / RECORDS}\nTable:   {table}\nPage:    {page}")
 
 
 def _settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -35,15 +35,16 @@ from jaxunlearn.baselines.retrain import unlearner as retrain
 from jaxunlearn.baselines.sisa import SISAConfig
 from jaxunlearn.baselines.sisa import unlearner as sisa
 from jaxunlearn.methods import ffmu
+from jaxunlearn.methods.conmu import OFFICIAL, PAPER, ConMUConfig
+from jaxunlearn.methods.conmu import unlearner as conmu
 from jaxunlearn.methods.ffmu import FFMUConfig
-from jaxunlearn.methods.muter_unlearner import MuterConfig
-from jaxunlearn.methods.muter_unlearner import unlearner as muter
+from jaxunlearn.methods.muter import MuterConfig
+from jaxunlearn.methods.muter import unlearner as muter
 from jaxunlearn.methods.pcmu import PCMUConfig, retrain_unlearner
 from jaxunlearn.methods.pcmu import unlearner as pcmu
-from jaxunlearn.methods.prune import PruneConfig
-from jaxunlearn.methods.prune_class import PruneClassConfig
-from jaxunlearn.methods.prune_class import unlearner as prune_class
-from jaxunlearn.methods.prune_state import unlearner as prune
+from jaxunlearn.methods.prune import PruneClassConfig, PruneConfig
+from jaxunlearn.methods.prune import class_unlearner as prune_class
+from jaxunlearn.methods.prune import unlearner as prune
 from jaxunlearn.primitives.solve import CG
 from jaxunlearn.training.config import TrainConfig
 from jaxunlearn.training.pruned import PruningConfig
@@ -216,6 +217,26 @@ METHODS |= {
             FeatureUnlearningConfig(),
             "none",
             "Warnecke et al. 2023, Machine Unlearning of Features and Labels",
+        ),
+    )
+}
+
+
+CONMU = "Liu et al. 2023, ConMU, Breaking the Trilemma of Privacy, Utility, Efficiency"
+
+METHODS |= {
+    method.name: method
+    for method in (
+        Method("conmu", conmu, ConMUConfig(), "none", CONMU),
+        Method("conmu_paper", conmu, PAPER, "none", f"{CONMU}: Table 2"),
+        Method(
+            "conmu_official",
+            conmu,
+            OFFICIAL,
+            "none",
+            f"{CONMU}: official code, with what it does by mistake",
+            needs="the initial parameters of the training",
+            ordinary_training=False,
         ),
     )
 }

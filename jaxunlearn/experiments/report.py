@@ -9,14 +9,19 @@ from importlib import resources
 from typing import Any
 
 from jaxunlearn._files import atomic_write
-from jaxunlearn.experiments import plots
+from jaxunlearn.experiments import lab_report, plots
 from jaxunlearn.experiments.metrics import METRICS, Metric
 from jaxunlearn.experiments.notes import CAUTION, MARKS, headline, mark, notes, scope, verdict
 from jaxunlearn.experiments.records import flat
 from jaxunlearn.experiments.summary import Cell, Row, Summary
 
 
-def write_report(summary: Summary, path: str | os.PathLike[str]) -> pathlib.Path:
+def write_report(
+    summary: Summary,
+    path: str | os.PathLike[str],
+    *,
+    lab: Sequence[dict[str, Any]] = (),
+) -> pathlib.Path:
     """Writes the report: table, pictures, how to read them, configuration, guarantees.
 
     A page without scripts and without anything to load, light or dark as the reader's
@@ -25,17 +30,18 @@ def write_report(summary: Summary, path: str | os.PathLike[str]) -> pathlib.Path
     Args:
       summary: what to show.
       path: of the HTML file; folders are made.
+      lab: records of the audit laboratory, to be shown too.
 
     Returns:
       ``path``.
     """
     path = pathlib.Path(path)
     with atomic_write(path) as file:
-        file.write(_page(summary).encode())
+        file.write(_page(summary, lab).encode())
     return path
 
 
-def _page(summary: Summary) -> str:
+def _page(summary: Summary, lab: Sequence[dict[str, Any]]) -> str:
     css = resources.files("jaxunlearn.experiments").joinpath("report.css").read_text()
     title = escape(headline(summary))
     return f"""<!DOCTYPE html>
@@ -57,6 +63,7 @@ def _page(summary: Summary) -> str:
 {_notes(summary)}</header>
 {_tables(summary)}
 {_pictures(summary)}
+{lab_report.sections(lab)}
 {_reading(summary)}
 {_methods(summary)}
 {_settings(summary)}

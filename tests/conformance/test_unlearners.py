@@ -1,5 +1,6 @@
 """Every registered method obeys the same laws. A new row in the registry is tested here at once."""
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -21,11 +22,13 @@ from jaxunlearn.baselines import (
 )
 from jaxunlearn.baselines.federated import FedAvgConfig, FedEraserConfig, ReverseSGDConfig
 from jaxunlearn.federated.federation import Federation
+from jaxunlearn.methods.conmu import OFFICIAL, PAPER, ConMUConfig
 from jaxunlearn.methods.ffmu import FFMUConfig
-from jaxunlearn.methods.muter_unlearner import MuterConfig
+from jaxunlearn.methods.muter import MuterConfig
 from jaxunlearn.methods.pcmu import PCMUConfig
 from jaxunlearn.primitives.adversarial import PGDConfig
 from jaxunlearn.primitives.balls import L2Ball
+from jaxunlearn.primitives.selection import Sigma
 from jaxunlearn.primitives.solve import Cholesky
 from jaxunlearn.registry import PrunedConfig
 from jaxunlearn.training import PruningConfig
@@ -58,6 +61,10 @@ SMALL = {
     "logit_mask": LogitMaskConfig(share=0.0),
     "sisa": SISAConfig(shards=3, slices=2),
     "feature_unlearning": FeatureUnlearningConfig(iterations=10, batch=16),
+    "conmu": ConMUConfig(epochs=2, batch_size=16),
+    # Bounds of so few rows as there are here are wide, or they select nothing.
+    "conmu_paper": dataclasses.replace(PAPER, retain=Sigma(5, 5), forget=Sigma(5, 5)),
+    "conmu_official": dataclasses.replace(OFFICIAL, retain=Sigma(5, 5), forget=Sigma(5, 5)),
     "ffmu": FFMUConfig(FEDERATION),
     "ffmu_n": FFMUConfig(FEDERATION, server="fedavg"),
     "ffmu_retrain": FFMUConfig(FEDERATION),
@@ -104,12 +111,11 @@ class Case(NamedTuple):
     once: State  # after the request FORGET, eagerly
 
 
-# What MUter is compared with differs from it in one matrix only; FFMU-N and FFMU trained again in
-# the rule from FedAvg, whose rounds FedEraser and UN take too.
-VARIANTS = {name for name in registry.METHODS if name.startswith(("muter_", "ffmu_"))}
-VARIANTS |= {"federaser", "un"}
+# What MUter is compared with differs from it in one matrix only, ConMU's readings in settings,
+# FFMU-N and FFMU trained again in the rule from FedAvg, whose rounds FedEraser and UN take too.
+ALIKE = ("muter_", "conmu_", "ffmu_", "federaser", "un")
 ALL = [
-    pytest.param(name, marks=pytest.mark.slow) if name in VARIANTS else name
+    pytest.param(name, marks=pytest.mark.slow) if name.startswith(ALIKE) else name
     for name in registry.METHODS
 ]
 
@@ -245,7 +251,9 @@ REPEATED = ("sisa", "prune_class", "amnesiac", "feature_unlearning", "ffmu")
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(name, marks=pytest.mark.slow) if name in REPEATED or name in VARIANTS else name
+        pytest.param(name, marks=pytest.mark.slow)
+        if name in REPEATED or name.startswith(ALIKE)
+        else name
         for name in registry.METHODS
     ],
     indirect=True,
@@ -263,7 +271,7 @@ def test_vmap_over_keys_and_requests(case):
 
 
 EXACT = [
-    pytest.param(name, marks=pytest.mark.slow) if name in VARIANTS else name
+    pytest.param(name, marks=pytest.mark.slow) if name.startswith(ALIKE) else name
     for name, method in registry.METHODS.items()
     if method.guarantee == "exact"
 ]

@@ -17,13 +17,17 @@ PUBLIC = (
     "jaxunlearn.baselines.federated",
     "jaxunlearn.federated",
     "jaxunlearn.kernels",
+    "jaxunlearn.experiments.frontier",
+    "jaxunlearn.methods.conmu",
     "jaxunlearn.methods.ffmu",
     "jaxunlearn.methods.pcmu",
+    "jaxunlearn.methods.prune",
     "jaxunlearn.models",
     "jaxunlearn.training",
 )
 # Tables of names, each described in the text of its page; and modules.
-NO_ENTRY = {"MODELS", "DATASETS", "NOISES", "PAPER", "PAPER_TRAIN", "FEDAVG"}
+NO_ENTRY = {"MODELS", "MODES", "DATASETS", "NOISES", "PAPER", "PAPER_TRAIN", "PAPER_CLASS"}
+NO_ENTRY |= {"OFFICIAL", "FEDAVG"}
 NO_ENTRY |= {"__version__", "audit", "data", "models", "registry", "aggregate", "partition"}
 # Modules that need an extra.
 EXTRA = {"jaxunlearn.federated.flower": "flwr"}
