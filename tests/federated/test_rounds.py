@@ -131,7 +131,13 @@ def test_ffmu_is_the_loop(clients):
 
     quantize = lambda g: norm.cdf(g - 0.5) - norm.cdf(-g - 0.5)
     config = ffmu.FFMUConfig(
-        sigma=1.0, local="soft", server="soft", local_rate=0.02, server_rate=0.01, schedule="step"
+        sigma=1.0,
+        local="soft",
+        server="soft",
+        local_rate=0.02,
+        server_rate=0.01,
+        server_momentum=0.0,
+        schedule="step",
     )
     local = TrainConfig(epochs=2, batch_size=4, learning_rate=0.02, momentum=0.0, schedule="step")
     found = run(clients, FederatedConfig(4, local, chunk=3), ffmu.rule(config))
