@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import itertools
+import shutil
 
 import numpy as np
 import pytest
@@ -89,19 +90,21 @@ def test_a_point_is_what_a_comparison_records(finished, tmp_path):
 
 
 def test_goes_on_where_it_stopped_and_may_grow(finished, tmp_path):
-    _, records = finished
-    small = FrontierConfig(**OPTIONS, out=tmp_path, chunk=2)
-    first = frontier(dataclasses.replace(small, grid=("alpha=0", "proxy_epochs=0,1")))
-    lines = (tmp_path / "records.jsonl").read_bytes()
-    (tmp_path / "records.jsonl").write_bytes(lines[: len(lines) - 40])  # killed while writing
+    out, records = finished
+    folder = shutil.copytree(out, tmp_path / "copy")
+    lines = (folder / "records.jsonl").read_bytes().splitlines(keepends=True)
+    kept = len(lines) - 5  # killed within a chunk, while writing
+    (folder / "records.jsonl").write_bytes(b"".join(lines[:kept]) + lines[kept][:40])
+    small = FrontierConfig(**OPTIONS, out=folder)
     again = frontier(small)
-    assert len(again) == len(records) > len(first)
-    ids = [r["run_id"] for r in read_records(tmp_path)]
+    assert [r["run_id"] for r in again] == [r["run_id"] for r in records]
+    ids = [r["run_id"] for r in read_records(folder)]
     assert len(ids) == len(set(ids)) == len(records)
     for a, b in zip(again, records, strict=True):
-        assert a["run_id"] == b["run_id"]
         if a["kind"] == "point":
             assert a["jsd_forget"] == pytest.approx(b["jsd_forget"], rel=1e-3, abs=1e-6)
+    more = dataclasses.replace(small, finetune_grid=("epochs=1,3,4", "learning_rate=.01,.1"))
+    assert len(frontier(more)) == len(records) + 2 * 2
     changed = dataclasses.replace(small, settings=("conmu.gamma=1", *OPTIONS["settings"]))
     with pytest.raises(ValueError, match="records of another configuration.*base"):
         frontier(changed)
