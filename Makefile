@@ -10,6 +10,11 @@ BIN := $(VENV)/bin
 # Whole files go to one worker, so that what a file compiles is compiled once.
 PYTEST := $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile
 
+# Most of the time of the tests is XLA's: what one run, worker or step of CI compiled, others load.
+# Not so for demo and bench, whose compile times are figures.
+test test-slow doctest: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/$(VENV)/compiled
+test test-slow doctest: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help demo test test-slow doctest lint docs bench clean

@@ -15,8 +15,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from jaxunlearn import Dataset
-from jaxunlearn.primitives.adversarial import follow
 from jaxunlearn.primitives.balls import L2Ball, LInfBox
+from jaxunlearn.primitives.inner import follow
 from jaxunlearn.primitives.solve import CG
 
 

@@ -6,6 +6,7 @@ compares with training again without the rows.
 """
 
 import functools
+import time
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,8 +20,11 @@ from jaxunlearn.methods import muter
 from jaxunlearn.models import Conv
 from jaxunlearn.primitives.adversarial import PGDConfig, pgd, refine
 from jaxunlearn.primitives.balls import L2Ball, LInfBox
+from jaxunlearn.primitives.gradients import gradient_sum
+from jaxunlearn.primitives.inner import inspect
+from jaxunlearn.primitives.solve import CG
 from jaxunlearn.training import fit
-from jaxunlearn.training.adversarial import adversarial_newton
+from jaxunlearn.training.adversarial import Trained, adversarial_newton
 from jaxunlearn.types import Model
 
 L2 = 1e-3
@@ -107,8 +111,26 @@ def robust_accuracy(it: Problem, head, ball) -> float:
     return float((logits.argmax(-1) == it.test.y).mean())
 
 
+def clean_accuracy(it: Problem, head) -> float:
+    return float((it.predict(head, it.test.x).argmax(-1) == it.test.y).mean())
+
+
 def distance(a, b) -> float:
     return float(jnp.linalg.norm(ravel_pytree(a)[0] - ravel_pytree(b)[0]))
+
+
+def optimum(it: Problem, ball, seed: int, *, steps: int) -> Trained:
+    """The adversarial training, from what PGD with two random starts finds."""
+    search = PGDConfig(steps=10, restarts=2)
+    found = pgd(jax.random.key(seed), it.loss_fn, it.start, it.train, ball=ball, config=search)
+    given = it.loss_fn, it.start, it.train, found.delta
+    return adversarial_newton(*given, ball=ball, tolerance=1e-10, steps=steps)
+
+
+def retrained(it: Problem, ball, start: Trained, forget, *, steps: int) -> Trained:
+    """The same without some rows, from the old optimum and its maxima."""
+    given = it.loss_fn, start.params, it.train, start.inner.delta
+    return adversarial_newton(*given, ball=ball, weights=~forget, tolerance=1e-10, steps=steps)
 
 
 def experiment(
@@ -122,37 +144,28 @@ def experiment(
     steps: int = 25,
     robust: bool = True,
     compare: bool = True,
+    free: bool = False,
 ) -> dict[str, Any]:
-    """One network, radius and seed: how well everything converged, and all distances."""
+    """One network, radius and seed: how well everything converged, and all distances.
+
+    Args:
+      act: the activation.
+      radius: of the ball, or with ``box`` of the box within [0, 1].
+      seed: of the start, of the rows and of the requests.
+      rows: of the training, all by default.
+      removals: rows asked for.
+      steps: Newton steps of the training, at most.
+      robust: robust accuracies too.
+      compare: also the methods that MUter is compared with.
+      free: also without the matrix.
+    """
     it = problem(act, seed, rows)
     ball = LInfBox(radius) if box else L2Ball(radius)
     n = it.train.y.size
-    search = PGDConfig(steps=10, restarts=2)
-    found = pgd(jax.random.key(seed), it.loss_fn, it.start, it.train, ball=ball, config=search)
-    train = functools.partial(
-        adversarial_newton, it.loss_fn, ball=ball, tolerance=1e-10, steps=steps
-    )
-    original = train(it.start, it.train, found.delta)
+    original = optimum(it, ball, seed, steps=steps)
     head, delta = original.params, original.inner.delta
-    flat, unravel = ravel_pytree(head)
     prepare = functools.partial(muter.prepare, it.loss_fn, head, it.train, ball=ball, tolerance=1.0)
-    memory = prepare(delta)
-
-    def danskin(w):
-        inner = refine(it.loss_fn, unravel(w), it.train, delta, ball=ball, steps=8)
-        at = Dataset(it.train.x + inner.delta, it.train.y)
-        total = lambda w: jax.vmap(it.loss_fn, (None, 0))(unravel(w), at).sum()
-        return jax.grad(total)(w)
-
-    rng = np.random.default_rng(seed)
-    v = rng.normal(size=flat.size)
-    v = jnp.asarray(v / np.linalg.norm(v))
-    step = 1e-5
-    difference = (danskin(flat + step * v) - danskin(flat - step * v)) / (2 * step)
-    direct = prepare(delta, rule=muter.RULES["muter_newton_delta"]).matrix
-    wrong = lambda matrix: float(
-        jnp.linalg.norm(matrix @ v - difference) / jnp.linalg.norm(difference)
-    )
+    memory, direct = prepare(delta), prepare(delta, rule=muter.RULES["muter_newton_delta"])
     figures = memory.diagnostics
     out: dict[str, Any] = {
         "network": act,
@@ -164,33 +177,78 @@ def experiment(
         "inner_residual": float(figures.inner_residual),
         "inner_curvature": float(figures.inner_curvature),
         "fallback": int(figures.fallback),
-        "fd_kkt": wrong(memory.matrix),
-        "fd_direct": wrong(direct),
+        **_product_errors(it, head, delta, ball, {"kkt": memory, "direct": direct}, seed),
     }
     if robust:
-        out["clean"] = float((it.predict(head, it.test.x).argmax(-1) == it.test.y).mean())
+        out["clean"] = clean_accuracy(it, head)
         out["robust"] = robust_accuracy(it, head, ball)
-    out["removals"] = {}
     raw = pgd(jax.random.key(99), it.loss_fn, head, it.train, ball=ball, config=PGDConfig(10))
     better = refine(it.loss_fn, head, it.train, raw.delta, ball=ball, steps=3)
-    memories = {"muter": (memory, muter.RULES["muter"])}
-    memories["muter, PGD-10 raw"] = prepare(raw.delta), muter.RULES["muter"]
-    memories["muter, PGD-10 refined"] = prepare(better.delta), muter.RULES["muter"]
-    names = muter.RULES if compare else ("muter", "muter_newton_delta")
-    for name in list(names)[1:]:
-        memories[name] = prepare(delta, rule=muter.RULES[name]), muter.RULES[name]
+    memories = {"muter": memory, "muter, PGD-10 raw": prepare(raw.delta)}
+    memories["muter, PGD-10 refined"] = prepare(better.delta)
+    memories["muter_newton_delta"] = direct
+    for name in list(muter.RULES)[1:] if compare else ():
+        memories[name] = prepare(delta, rule=muter.RULES[name])
+    out["removals"] = {}
+    rng = np.random.default_rng(seed)
     for k in removals:
         forget = jnp.zeros(n, bool).at[rng.permutation(n)[:k]].set(True)
-        again = train(head, it.train, delta, weights=~forget)
-        line = {"retrain_gradient": float(again.gradient), "noop": distance(head, again.params)}
-        for name, (prepared, rule) in memories.items():
-            w, after = muter.remove(it.loss_fn, prepared, it.train, forget, ball=ball, rule=rule)
+        again, seconds = timed(lambda f=forget: retrained(it, ball, original, f, steps=steps))
+        line: dict[str, Any] = {"retrain_gradient": float(again.gradient)}
+        line["noop"] = distance(head, again.params)
+        line["seconds"] = {"retrain": seconds}
+        for name, prepared in memories.items():
+            rule = muter.RULES.get(name, muter.RULES["muter"])
+            remove = functools.partial(
+                muter.remove, it.loss_fn, prepared, it.train, forget, ball=ball, rule=rule
+            )
+            (w, after), line["seconds"][name] = timed(remove)
             line[name] = distance(w, again.params)
             if name == "muter":
                 fresh = muter.refresh(it.loss_fn, w, after, it.train, ball=ball)
                 line["muter + refresh"] = distance(fresh, again.params)
+                line["flipped"] = _changed(it, head, delta, ball, again)
                 if robust:
+                    line["clean"] = clean_accuracy(it, w)
+                    line["clean_retrain"] = clean_accuracy(it, again.params)
                     line["robust"] = robust_accuracy(it, w, ball)
                     line["robust_retrain"] = robust_accuracy(it, again.params, ball)
+                if free:
+                    given = it.loss_fn, prepare(delta, dense=False), it.train, forget
+                    other, after = muter.remove(*given, ball=ball, solver=CG(tol=1e-10))
+                    line["matrix-free"] = distance(other, w) / distance(head, w)
+                    line["iterations"] = int(after.diagnostics.iterations)
         out["removals"][str(k)] = line
     return out
+
+
+def _product_errors(it: Problem, head, delta, ball, memories, seed) -> dict[str, float]:
+    """Relative errors of the matrices' products against central differences of the gradient."""
+    flat, unravel = ravel_pytree(head)
+
+    def danskin(w):
+        inner = refine(it.loss_fn, unravel(w), it.train, delta, ball=ball, steps=8)
+        at = Dataset(it.train.x + inner.delta, it.train.y)
+        return ravel_pytree(gradient_sum(it.loss_fn, unravel(w), at))[0]
+
+    v = np.random.default_rng(seed).normal(size=flat.size)
+    v, step = jnp.asarray(v / np.linalg.norm(v)), 1e-5
+    truth = (danskin(flat + step * v) - danskin(flat - step * v)) / (2 * step)
+    wrong = lambda matrix: float(jnp.linalg.norm(matrix @ v - truth) / jnp.linalg.norm(truth))
+    return {f"fd_{name}": wrong(memory.matrix) for name, memory in memories.items()}
+
+
+def _changed(it: Problem, head, delta, ball, again) -> int:
+    """Coordinates of all rows that are at a bound of the box before or after, and not both."""
+    if not isinstance(ball, LInfBox):
+        return 0
+    before = inspect(it.loss_fn, head, it.train, delta, ball=ball).active
+    return int((before != again.inner.active).sum())
+
+
+def timed(call):
+    """What a call gives, and the seconds of its second run."""
+    jax.block_until_ready(call())
+    begin = time.perf_counter()
+    out = jax.block_until_ready(call())
+    return out, time.perf_counter() - begin

@@ -16,6 +16,7 @@ import numpy as np
 from benchmarks import harness
 from benchmarks.harness import Case, Options, Result, Run
 from jaxunlearn import Dataset, TrainConfig, data, models
+from jaxunlearn._progress import track
 from jaxunlearn.audit import Interval
 from jaxunlearn.certify import highs, patch_check
 from jaxunlearn.certify.region_bound import region_bound
@@ -40,6 +41,7 @@ TARGETS = {
     "lp_gap": harness.at_most(1e-6),
 }
 POINTS = 500
+SOLVED = 20  # by HiGHS, which takes seconds each
 MODEL = models.mlp(10, hidden=(256, 256))
 CONFIG = TrainConfig(epochs=10, optimizer="adam", learning_rate=1e-3, schedule="constant")
 FOLDERS = (None, pathlib.Path(__file__).parents[2] / "shared" / "tfds")
@@ -132,7 +134,6 @@ def region(options: Options) -> Result:
     if given is None:
         return _nothing("bound_violations", "bound_gap", "region_vs_highs", "check_ms")
     params, train, _, rows, _ = given
-    solved = 4 if options.quick else 20
     layers = regions.dense_layers(params)
     x, y = train.x[rows], train.y[rows]
     config = PruneConfig(mode="region", low=0.0, high=1.0)
@@ -144,11 +145,11 @@ def region(options: Options) -> Result:
     certify()
     ours = Run(np.array([time.perf_counter() - start]), first, None)
 
-    bits = regions.activation_pattern(params, x[:solved])
-    target = runner_up(regions.preactivations(params, x[:solved])[1], y[:solved])
+    bits = regions.activation_pattern(params, x[:SOLVED])
+    target = runner_up(regions.preactivations(params, x[:SOLVED])[1], y[:SOLVED])
     found = region_bound(params, bits, target, low=0.0, high=1.0)
     best, seconds = [], []
-    for k in range(solved):
+    for k in track(range(SOLVED), "HiGHS"):
         start = time.perf_counter()
         active = np.asarray(regions.unpack(bits[k], regions.neurons(params)))
         best.append(highs.support(highs.region(layers, active), int(target[k]), 0.0, 1.0))
@@ -188,7 +189,7 @@ def region(options: Options) -> Result:
     }
     description = {
         "iterations": config.iterations,
-        "patches by HiGHS": solved,
+        "patches by HiGHS": SOLVED,
         "largest gap": float(gap.max()),
         "certificates that hold": f"{sum(c.valid for c in checked)} of {len(checked)}",
         "interval of region_vs_highs": "quartiles of HiGHS's patches",

@@ -14,8 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from jaxunlearn import __version__, _validate, registry
-from jaxunlearn.experiments import CompareConfig, read_records
+from jaxunlearn.experiments import CompareConfig, FrontierConfig, read_records
 from jaxunlearn.experiments import compare as run_compare
+from jaxunlearn.experiments import frontier as run_frontier
 from jaxunlearn.experiments.lab import LabConfig
 from jaxunlearn.experiments.lab_run import audit_run as run_audit
 from jaxunlearn.experiments.lab_run import read_audit
@@ -42,6 +43,16 @@ def compare(
     _show(read_records(config.out), config.out)
 
 
+def frontier(config: Annotated[FrontierConfig, tyro.conf.arg(name="")]) -> None:
+    """Run a grid of a method's knobs, and show what no setting beats in utility, privacy and cost.
+
+    All settings run together on all seeds. Every chunk is stored at once: stopped at any moment,
+    the same command goes on from there, and a larger grid may follow.
+    """
+    run_frontier(config)
+    _show_frontier(read_records(config.out), config.out, config.privacy)
+
+
 def audit(
     run: pathlib.Path,
     config: Annotated[LabConfig, tyro.conf.arg(name="")],
@@ -61,14 +72,16 @@ def audit(
 
 
 def report(out: tyro.conf.Positional[pathlib.Path]) -> None:
-    """Print the table and write the report of a comparison, finished or not.
+    """Print the table and write the report of a comparison or a frontier, finished or not.
 
     Args:
-      out: the folder given to compare.
+      out: the folder given to compare or to frontier.
     """
     records = read_records(out)
     if not records:
         raise ValueError(f"out={str(out)!r} has no records yet.")
+    if any(isinstance(record, dict) and record.get("kind") == "point" for record in records):
+        return _show_frontier(records, out, "jsd")
     _show(records, out)
 
 
@@ -106,66 +119,43 @@ def models() -> None:
 
 
 def audit_patch(
-    file: tyro.conf.Positional[pathlib.Path], model: pathlib.Path, data: pathlib.Path
+    file: tyro.conf.Positional[pathlib.Path],
+    model: pathlib.Path,
+    data: pathlib.Path,
+    requests: tuple[int, ...] = (),
 ) -> None:
     """Check a patch file without a solver: certificates, the flips, and no change elsewhere.
 
-    Ends with exit code 1 if something that the file claims does not hold.
+    The exit code is 1 if something that the file claims does not hold or a request is not met, and
+    2 if the files are damaged or do not belong together. All three files are written by
+    jaxunlearn.methods.prune.hand_over.
 
     Args:
-      file: of patches.
-      model: the dense layers that they are for, as save_network writes them.
-      data: a NumPy archive of x, the inputs of these layers, and y, labels.
+      file: the patches.
+      model: the dense layers that they are for: a NumPy archive of kernel_0, bias_0, and so on.
+      data: a NumPy archive of x, inputs of these layers, and y, labels: the training data in order.
+      requests: numbers of the rows that asked, as you know it. Without, the file is believed.
     """
     from jaxunlearn.certify import patch_audit
+    from jaxunlearn.experiments.patch_report import lines
     from jaxunlearn.primitives import patch_files
 
     given = patch_files.load_patches(file)
-    rows = patch_files.load_data(data)
-    found = patch_audit.audit_patches(given, patch_files.load_network(model), rows)
-    console = _console()
-    valid = [c for c in found.certificates if c.valid]
-    collisions = sorted({c.row for c in found.collisions})
-    box = "none"
-    if given.low is not None and given.high is not None:
-        box = f"{given.low.min():g} to {given.high.max():g}"
-        if len({*given.low.tolist()}) + len({*given.high.tolist()}) > 2:
-            box += f", {(given.high - given.low).mean():g} wide on average"
-    for name, text in (
-        ("sharpness of the gates", f"{given.sharpness:g}"),
-        ("margin", f"{given.margin:g}"),
-        ("box of the certificates", box),
-        ("patches", f"{len(found.certificates)}"),
-        ("certified for their whole region", f"{len(valid)}"),
-        ("rows whose answer changed", f"{len(found.flipped)}"),
-        ("named rows that were wrong before", _some(found.already_wrong)),
-        ("named rows answered by their label", _some(found.not_flipped)),
-        ("patches that are not at their row", _some(found.misplaced)),
-        ("rows changed without cause", _some(found.changed_elsewhere)),
-        ("other rows whose answer changed", _some(found.answers_elsewhere)),
-        ("rows that a patch for others reaches", _some(collisions)),
-        ("rows outside of the box", _some(found.outside)),
-    ):
-        console.print(f"{name:38} {text}")
-    reasons = {c.reason: c.patch for c in reversed(found.certificates) if not c.valid}
-    for reason, patch in reversed(reasons.items()):
-        console.print(f"  patch {patch}: {escape(reason)}")
-    console.print(
-        "\nA patch erases nothing: the weights are as they were, and the file tells who asked."
+    network, rows = patch_files.load_network(model), patch_files.load_data(data)
+    found = patch_audit.audit_patches(
+        given, network, rows, requests=requests or None, progress=True
     )
+    console = _console()
+    for line in lines(given, found, len(rows.y)):
+        console.print(line)
     console.print("[bold]PASSED[/]" if found.passed else "[bold red]FAILED[/]")
     if not found.passed:
         raise SystemExit(1)
 
 
-def _some(rows: list[int]) -> str:
-    """How many, and the first of them."""
-    first = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
-    return f"{len(rows)}" + (f" ({first})" if rows else "")
-
-
 COMMANDS = {
     "compare": compare,
+    "frontier": frontier,
     "audit": audit,
     "report": report,
     "audit-patch": audit_patch,
@@ -230,6 +220,16 @@ def _show(records: list[dict[str, Any]], out: pathlib.Path) -> None:
     if lab:
         print_lab(lab)
     print(f"\nRecords: {out / RECORDS}\nReport:  {page}")
+
+
+def _show_frontier(records: list[dict[str, Any]], out: pathlib.Path, privacy: str) -> None:
+    """Prints the settings that no other beats, and writes the page."""
+    from jaxunlearn.experiments.frontier import frontier_of, print_front, write_front, write_page
+
+    front = frontier_of(records)
+    print_front(front, privacy)
+    table, page = write_front(front, out / "front.csv"), write_page(front, out / "frontier.html")
+    print(f"\nRecords: {out / RECORDS}\nTable:   {table}\nPage:    {page}")
 
 
 def _settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -54,6 +54,7 @@ def posthoc(
     *,
     prune: PruningConfig | None = None,
     fit_params: Callable[[Array, Dataset], Params] | None = None,
+    remember: Callable[[Array, Dataset], PyTree] | None = None,
 ) -> Unlearner:
     """An unlearner that trains ``model`` in the ordinary way and answers with ``update``.
 
@@ -61,10 +62,12 @@ def posthoc(
       model: what to train.
       train: how to train it.
       update: ``update(key, params, data, request, mask) -> Update``. ``mask`` is the
-        pruning mask to stay within, or None.
+        pruning mask to stay within, what ``remember`` gave, or None.
       prune: train a pruned network and keep its mask ("X + pruning").
       fit_params: ``fit_params(key, data) -> params``, to train in another way than the ordinary
         one; ``train.epochs`` passes over the data.
+      remember: ``remember(key, data) -> memory``, with the key of ``fit``: what ``update`` needs
+        beside the parameters. Not together with ``prune``.
 
     Returns:
       An :class:`Unlearner`. Empty and repeated requests return the state unchanged,
@@ -89,6 +92,7 @@ def posthoc(
             params, memory, epochs = fit_params(key, data), (), train.epochs
         elif prune is None:
             params, memory, epochs = fit(key, model, data, config=train), (), train.epochs
+            memory = memory if remember is None else remember(key, data)
         else:
             params, memory, epochs = fit_pruned(key, model, data, train=train, config=prune)
         return State(
@@ -101,7 +105,7 @@ def posthoc(
         )
 
     def answer(key: Array, state: State, data: Dataset, request: Request) -> State:
-        mask = None if prune is None else state.memory
+        mask = None if prune is None and remember is None else state.memory
         params, grads, status = update(key, state.params, data, request, mask)
         return state._replace(
             params=params, grads=jnp.asarray(grads, jnp.float32), status=_status(params, status)

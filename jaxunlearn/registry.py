@@ -14,6 +14,12 @@ from jaxunlearn.baselines.amnesiac import AmnesiacConfig
 from jaxunlearn.baselines.amnesiac import unlearner as amnesiac
 from jaxunlearn.baselines.feature_unlearning import FeatureUnlearningConfig
 from jaxunlearn.baselines.feature_unlearning import unlearner as feature_unlearning
+from jaxunlearn.baselines.federated.fedavg import FedAvgConfig
+from jaxunlearn.baselines.federated.fedavg import unlearner as fedavg
+from jaxunlearn.baselines.federated.federaser import FedEraserConfig
+from jaxunlearn.baselines.federated.federaser import unlearner as federaser
+from jaxunlearn.baselines.federated.reverse_sgd import ReverseSGDConfig
+from jaxunlearn.baselines.federated.reverse_sgd import unlearner as reverse_sgd
 from jaxunlearn.baselines.finetune import FineTuneConfig
 from jaxunlearn.baselines.finetune import unlearner as finetune
 from jaxunlearn.baselines.gradient_ascent import GradientAscentConfig
@@ -28,14 +34,17 @@ from jaxunlearn.baselines.retrain import RetrainConfig
 from jaxunlearn.baselines.retrain import unlearner as retrain
 from jaxunlearn.baselines.sisa import SISAConfig
 from jaxunlearn.baselines.sisa import unlearner as sisa
-from jaxunlearn.methods.muter_unlearner import MuterConfig
-from jaxunlearn.methods.muter_unlearner import unlearner as muter
+from jaxunlearn.methods import ffmu
+from jaxunlearn.methods.conmu import OFFICIAL, PAPER, ConMUConfig
+from jaxunlearn.methods.conmu import unlearner as conmu
+from jaxunlearn.methods.ffmu import FFMUConfig
+from jaxunlearn.methods.muter import MuterConfig
+from jaxunlearn.methods.muter import unlearner as muter
 from jaxunlearn.methods.pcmu import PCMUConfig, retrain_unlearner
 from jaxunlearn.methods.pcmu import unlearner as pcmu
-from jaxunlearn.methods.prune import PruneConfig
-from jaxunlearn.methods.prune_class import PruneClassConfig
-from jaxunlearn.methods.prune_class import unlearner as prune_class
-from jaxunlearn.methods.prune_state import unlearner as prune
+from jaxunlearn.methods.prune import PruneClassConfig, PruneConfig
+from jaxunlearn.methods.prune import class_unlearner as prune_class
+from jaxunlearn.methods.prune import unlearner as prune
 from jaxunlearn.primitives.solve import CG
 from jaxunlearn.training.config import TrainConfig
 from jaxunlearn.training.pruned import PruningConfig
@@ -213,6 +222,26 @@ METHODS |= {
 }
 
 
+CONMU = "Liu et al. 2023, ConMU, Breaking the Trilemma of Privacy, Utility, Efficiency"
+
+METHODS |= {
+    method.name: method
+    for method in (
+        Method("conmu", conmu, ConMUConfig(), "none", CONMU),
+        Method("conmu_paper", conmu, PAPER, "none", f"{CONMU}: Table 2"),
+        Method(
+            "conmu_official",
+            conmu,
+            OFFICIAL,
+            "none",
+            f"{CONMU}: official code, with what it does by mistake",
+            needs="the initial parameters of the training",
+            ordinary_training=False,
+        ),
+    )
+}
+
+
 def _muter(name: str, source: str, config: MuterConfig, guarantee: str) -> Method:
     """MUter or one of the methods it compares with: the same training, another matrix."""
     return Method(
@@ -246,6 +275,72 @@ METHODS |= {
         ("muter_fisher_delta", ": Fisher-delta", MuterConfig(solver=CG(maxiter=10)), "none"),
         ("muter_influence", ": Influence", MuterConfig(), "none"),
         ("muter_influence_delta", ": Influence-delta", MuterConfig(), "none"),
+    )
+}
+
+FFMU = "FFMU, Fast Federated Machine Unlearning, ICML 2023"
+ROUND = "certified: the smoothed model of the last round; nothing of the trained model"
+
+METHODS |= {
+    method.name: method
+    for method in (
+        Method(
+            "ffmu",
+            ffmu.unlearner,
+            FFMUConfig(),
+            ROUND,
+            FFMU,
+            needs="the parameters before the last round, and its mean gradient",
+            ordinary_training=False,
+            own_training=True,
+        ),
+        Method(
+            "ffmu_n",
+            ffmu.unlearner,
+            FFMUConfig(server="fedavg"),
+            "none",
+            f"{FFMU}: FFMU-N, local models averaged",
+            ordinary_training=False,
+            own_training=True,
+        ),
+        Method(
+            "ffmu_retrain",
+            ffmu.retrain_unlearner,
+            FFMUConfig(),
+            "exact",
+            f"training as {FFMU} without the rows",
+            ordinary_training=False,
+            own_training=True,
+        ),
+        Method(
+            "fedavg",
+            fedavg,
+            FedAvgConfig(),
+            "exact",
+            "McMahan et al. 2017, federated averaging; all rounds again without the rows",
+            ordinary_training=False,
+            own_training=True,
+        ),
+        Method(
+            "federaser",
+            federaser,
+            FedEraserConfig(),
+            "none",
+            "Liu et al. 2021, FedEraser",
+            needs="products of the clients' updates with each other, in every round",
+            ordinary_training=False,
+            own_training=True,
+        ),
+        Method(
+            "un",
+            reverse_sgd,
+            ReverseSGDConfig(),
+            "none",
+            "Halimi et al. 2022, Federated Unlearning: How to Efficiently Erase a Client in FL?",
+            needs="the last local model of every client",
+            ordinary_training=False,
+            own_training=True,
+        ),
     )
 }
 

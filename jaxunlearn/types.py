@@ -81,6 +81,8 @@ class Status(enum.IntEnum):
     BEYOND_CERTIFICATE = 3
     # A matrix that must be positive definite is not: the step may point anywhere.
     INDEFINITE = 4
+    # A rule selected no rows, so nothing was learned from that group.
+    EMPTY_SELECTION = 5
 
 
 class State(NamedTuple):

@@ -4,7 +4,7 @@ Classes may list their attributes instead.
 """
 
 import ast
-import importlib
+import importlib.util
 import inspect
 import textwrap
 
@@ -15,44 +15,71 @@ PUBLIC = (
     "jaxunlearn",
     "jaxunlearn.audit",
     "jaxunlearn.baselines",
+    "jaxunlearn.baselines.federated",
     "jaxunlearn.certify.budget",
+    "jaxunlearn.certify.federated",
     "jaxunlearn.checkpoint",
     "jaxunlearn.data",
     "jaxunlearn.experiments",
+    "jaxunlearn.experiments.frontier",
     "jaxunlearn.kernels",
+    "jaxunlearn.methods.conmu",
+    "jaxunlearn.methods.conmu.config",
+    "jaxunlearn.federated",
+    "jaxunlearn.federated.aggregate",
+    "jaxunlearn.federated.clients",
+    "jaxunlearn.federated.federation",
+    "jaxunlearn.federated.flower",
+    "jaxunlearn.federated.partition",
+    "jaxunlearn.federated.requests",
+    "jaxunlearn.federated.rounds",
+    "jaxunlearn.methods.ffmu",
     "jaxunlearn.methods.pcmu",
     "jaxunlearn.methods.muter",
-    "jaxunlearn.methods.muter_linear",
-    "jaxunlearn.methods.muter_unlearner",
+    "jaxunlearn.methods.muter.linear",
     "jaxunlearn.models",
     "jaxunlearn.certify.highs",
     "jaxunlearn.certify.patch_audit",
     "jaxunlearn.certify.patch_check",
     "jaxunlearn.certify.region_bound",
     "jaxunlearn.methods.prune",
-    "jaxunlearn.methods.prune_class",
-    "jaxunlearn.methods.prune_state",
+    "jaxunlearn.methods.prune.classes",
+    "jaxunlearn.methods.prune.constants",
+    "jaxunlearn.methods.prune.handover",
+    "jaxunlearn.methods.prune.memory",
+    "jaxunlearn.methods.prune.multipoint",
+    "jaxunlearn.methods.prune.points",
+    "jaxunlearn.methods.prune.unlearners",
     "jaxunlearn.posthoc",
     "jaxunlearn.primitives.bounds",
     "jaxunlearn.primitives.gradients",
     "jaxunlearn.primitives.smoothing",
+    "jaxunlearn.primitives.outcomes",
     "jaxunlearn.primitives.patch_files",
     "jaxunlearn.primitives.patches",
     "jaxunlearn.primitives.regions",
     "jaxunlearn.primitives.splits",
     "jaxunlearn.primitives.adversarial",
     "jaxunlearn.primitives.balls",
+    "jaxunlearn.primitives.bounded",
     "jaxunlearn.primitives.curvature",
     "jaxunlearn.primitives.gradients",
     "jaxunlearn.primitives.smoothing",
+    "jaxunlearn.primitives.inner",
     "jaxunlearn.primitives.linear",
     "jaxunlearn.primitives.solve",
+    "jaxunlearn.primitives.divergence",
+    "jaxunlearn.primitives.selection",
     "jaxunlearn.primitives.sparsity",
     "jaxunlearn.registry",
     "jaxunlearn.training",
     "jaxunlearn.training.adversarial",
+    "jaxunlearn.training.dynamic",
+    "jaxunlearn.training.linear",
     "jaxunlearn.tree",
 )
+# Modules that need an extra.
+EXTRA = {"jaxunlearn.federated.flower": "flwr"}
 # Two configurations without fields, and what an example elsewhere shows.
 EXEMPT = {
     "jaxunlearn.baselines.noop.NoopConfig",
@@ -66,6 +93,8 @@ def public() -> dict[str, object]:
     """Functions and classes by their names."""
     found = {}
     for path in PUBLIC:
+        if (need := EXTRA.get(path)) and importlib.util.find_spec(need) is None:
+            continue
         module = importlib.import_module(path)
         for name, value in vars(module).items():
             ours = inspect.isclass(value) or callable(value) and hasattr(value, "__module__")

@@ -9,7 +9,7 @@ from rich.table import Table
 from benchmarks.tables import _prune_paper as prune_paper
 from benchmarks.tables._prune_setting import COLUMNS
 
-PLAIN = ("fit", "unlearn", "MB")  # columns without intervals
+PLAIN = ("fit", "unlearn", "MB", "time")  # columns without intervals
 
 
 def show(out: dict[str, Any], console: Console) -> None:
@@ -21,25 +21,48 @@ def show(out: dict[str, Any], console: Console) -> None:
         )
         if "points" in found:
             console.print(_points(name, found))
+        if "convergence" in found:
+            console.print(_convergence(found["convergence"]))
         if "classes" in found:
-            drawn = Table(
-                title="Table V, one seed: mean over classes ± deviation", title_justify="left"
-            )
-            titles = list(found["classes"]["before"]["mean"])
-            for title in ("", *titles):
-                drawn.add_column(title, justify="right" if title else "left", no_wrap=True)
-            for method, row in found["classes"].items():
-                cells = (f"{row['mean'][t]:.2f} ± {row['deviation'][t]:.2f}" for t in titles)
-                drawn.add_row(method, *cells)
-            for method, row in prune_paper.TABLE_V.get(name, {}).items():
-                drawn.add_row(f"{method}, paper", "", *(f"{v:.2f}" for v in row), style="dim")
-            console.print(drawn)
+            console.print(_classes(name, found["classes"]))
+
+
+def _over(cells: list[dict[str, Any]]) -> str:
+    seeds = len(cells[0]["seeds"])
+    return f"mean ± half a 95% interval, {seeds} seeds" if seeds > 1 else "one seed"
+
+
+def _convergence(found: dict[str, Any]) -> Table:
+    first = next(iter(found["sizes"].values()))
+    title = f"Figures 4 and 5: A_u in % after rounds of Algorithm 1, {_over(first)}"
+    drawn = Table(title=title, title_justify="left")
+    for head in ("", *map(str, range(1, len(first) + 1))):
+        drawn.add_column(head, justify="right" if head else "left", no_wrap=True)
+    size = next(iter(found["sizes"]))
+    names = {"clusters": f"K = {{}}, {size} points", "sizes": "K = 4, {} points"}
+    for part, curves in found.items():
+        for value, cells in curves.items():
+            texts = (_over_seeds("A_u", cell) for cell in cells)
+            drawn.add_row(names[part].format(value), *texts)
+    return drawn
+
+
+def _classes(name: str, found: dict[str, Any]) -> Table:
+    columns = list(found["before"])
+    title = f"Table V, mean over classes: {_over(list(found['before'].values()))}"
+    drawn = Table(title=title, title_justify="left")
+    for head in ("", *columns):
+        drawn.add_column(head, justify="right" if head else "left", no_wrap=True)
+    for method, row in found.items():
+        drawn.add_row(method, *(_over_seeds(c, row[c]) for c in columns))
+    for method, row in prune_paper.TABLE_V.get(name, {}).items():
+        drawn.add_row(f"{method}, paper", "", *(f"{v:.1f}" for v in row), style="dim")
+    return drawn
 
 
 def _points(name: str, found: dict[str, Any]) -> Table:
-    seeds = len(next(iter(found["points"].values()))["noop"]["A_te"]["seeds"])
-    means = f"mean ± half a 95% interval, {seeds} seeds" if seeds > 1 else "one seed"
-    title = f"Tables III and IV, Figure 3: {means}. Times in trainings"
+    first = next(iter(found["points"].values()))["noop"]["A_te"]
+    title = f"Tables III and IV, Figure 3: {_over([first])}. Times in trainings"
     drawn = Table(title=title, title_justify="left")
     for head in ("points", "", *COLUMNS):
         drawn.add_column(head, justify="right" if head in COLUMNS else "left", no_wrap=True)
@@ -70,7 +93,7 @@ def _over_seeds(column: str, cell: dict[str, Any]) -> str:
 
 
 def draw(out: dict[str, Any], path: pathlib.Path) -> None:
-    """Figure 3, and 4 and 5 of one seed if they are there: a row for each dataset."""
+    """Figure 3, and 4 and 5 if they are there, from least to most: a row for each dataset."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -92,10 +115,21 @@ def draw(out: dict[str, Any], path: pathlib.Path) -> None:
         left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=2)
         panels = (("clusters", "K"), ("sizes", "points"))[: len(others)]
         for axis, (part, label) in zip(others, panels, strict=True):
-            for value, left_over in found["convergence"][part].items():
-                axis.plot(range(1, len(left_over) + 1), left_over, marker="o", ms=3, label=value)
+            for value, cells in found["convergence"][part].items():
+                means = [cell["mean"] for cell in cells]
+                below = [cell["mean"] - min(cell["seeds"]) for cell in cells]
+                above = [max(cell["seeds"]) - cell["mean"] for cell in cells]
+                axis.errorbar(
+                    range(1, len(cells) + 1),
+                    means,
+                    yerr=[below, above],
+                    marker="o",
+                    ms=3,
+                    capsize=2,
+                    label=value,
+                )
             axis.set(
-                title=f"Algorithm 1 by {label}, one seed",
+                title=f"Algorithm 1 by {label}",
                 xlabel="rounds",
                 ylabel="$A_u$ %",
                 xticks=range(1, 5),

@@ -129,7 +129,7 @@ def run(options: Options, splits: data.Splits, names: list[str]) -> Found:
             key, model, rows, weights=keep, config=plain, method=method
         )
     predict = jax.jit(model.apply)
-    score = lambda params, forget: _scores(predict, params, rows, test, forget)
+    score = lambda params, forget: scores(predict, params, rows, test, forget)
     everyone = jnp.ones(options.rows)
     for rule in rules.values():  # compile
         jax.block_until_ready(rule(jax.random.key(0), everyone))
@@ -139,7 +139,7 @@ def run(options: Options, splits: data.Splits, names: list[str]) -> Found:
     seeds = _progress.track(range(options.seeds), "seeds", enabled=True)
     for seed in seeds:
         keys = jax.random.split(jax.random.key(seed), 3)
-        originals = {name: _timed(rule, keys[0], everyone) for name, rule in rules.items()}
+        originals = {name: timed(rule, keys[0], everyone) for name, rule in rules.items()}
         state = unlearner.fit(keys[0], rows)
         for name in names:
             forget = _request(keys[1], rows.y, name, seed)
@@ -150,17 +150,17 @@ def run(options: Options, splits: data.Splits, names: list[str]) -> Found:
             ]
             for rule, row in (("SGD", RETRAIN), ("PCMU", OWN)):
                 # Another key: a retraining does not know the original's initial parameters.
-                params, seconds = _timed(rules[rule], keys[2], keep)
+                params, seconds = timed(rules[rule], keys[2], keep)
                 spent = originals[rule][1]
-                add(row, score(params, forget) | _seconds(spent, seconds))
+                add(row, score(params, forget) | three_times(spent, seconds))
             for rule, (params, spent) in originals.items():
                 row, seconds = ("SGD, no unlearning" if rule == "SGD" else rule), 0.0
                 if rule == "PCMU":
                     jax.block_until_ready(unlearn(keys[2], state, rows, forget))
-                    answer, seconds = _timed(unlearn, keys[2], state, rows, forget)
+                    answer, seconds = timed(unlearn, keys[2], state, rows, forget)
                     share = answer.certificate
                     add(row, {"any": share.fraction, "random": share.random_fraction})
-                add(row, score(params, forget) | _seconds(spent, seconds))
+                add(row, score(params, forget) | three_times(spent, seconds))
     return found
 
 
@@ -170,17 +170,17 @@ def _request(key: Array, y: Array, name: str, seed: int) -> Array:
     return data.forget_random(key, y, REQUESTS[name])
 
 
-def _timed(function: Callable, *args) -> tuple[Any, float]:
+def timed(function: Callable, *args) -> tuple[Any, float]:
     start = time.perf_counter()
     result = jax.block_until_ready(function(*args))
     return result, time.perf_counter() - start
 
 
-def _seconds(training: float, unlearning: float) -> dict[str, float]:
+def three_times(training: float, unlearning: float) -> dict[str, float]:
     return dict(zip(SECONDS, (training, unlearning, training + unlearning), strict=True))
 
 
-def _scores(predict, params: Params, rows: Dataset, test: Dataset, forget: Array) -> dict:
+def scores(predict, params: Params, rows: Dataset, test: Dataset, forget: Array) -> dict:
     logits = jnp.concatenate([predict(params, x) for x in jnp.split(rows.x, 4)])
     at_test = jnp.concatenate([predict(params, x) for x in jnp.split(test.x, 10)])
     result = audit.evaluate(logits, at_test, rows.y, test.y, forget)
@@ -257,7 +257,7 @@ def _drawn(found: Found, name: str) -> Table:
     return drawn
 
 
-def as_json(found: Found, names: list[str]) -> dict[str, Any]:
+def as_json(found: Found, names: list[str], papers: dict = PAPER_ROWS) -> dict[str, Any]:
     metrics = {}
     for (name, row, column), values in found.items():
         value = mean_interval(values)
@@ -265,7 +265,7 @@ def as_json(found: Found, names: list[str]) -> dict[str, Any]:
         metrics[f"{name}.{row}.{column}"] = {"mean": value.estimate, "interval": bounds}
     paper = {
         f"{name}.{row}": dict(zip((*CLAIM, *SECONDS), values, strict=True))
-        for name, block in PAPER_ROWS.items()
+        for name, block in papers.items()
         for row, values in block.items()
     }
     return {"metrics": metrics, "paper": paper}

@@ -2,11 +2,11 @@
 
     python -m benchmarks.tables prune [--seeds N] [--data-dir DIR] [--quick] [--json PATH]
 
-One network for each dataset and seed; every method answers the same requests. Tables III and IV are
-means with intervals over seeds, each with its own training key and requested rows; Table V, the
-figures and the network with a feature extractor are of the first seed. Times are of
-compiled programs, one run each, over that of one training by the same program as the retraining;
-on a CPU they are seconds of the process, so that the load of other programs does not count.
+One network for each dataset and seed; every method answers the same requests. All is over seeds,
+each with its own training key and requested rows: means with intervals, and where one more
+retrained network would lie. Times are of compiled programs, one run each, over that of one training
+by the same program as the retraining; on a CPU they are seconds of the process, so that the load of
+other programs does not count.
 """
 
 import dataclasses
@@ -22,18 +22,22 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from benchmarks.tables import _prune_paper as prune_paper
 from benchmarks.tables import _prune_show
-from benchmarks.tables._prune_setting import COLUMNS, Setting, clock, timed
+from benchmarks.tables._prune_setting import COLUMNS, Setting, clock, timed, vgg_style
 from jaxunlearn import Dataset, Model, TrainConfig, data, registry
 from jaxunlearn._files import atomic_write
+from jaxunlearn._progress import track
 from jaxunlearn.audit.band import null_band
 from jaxunlearn.audit.intervals import mean_interval
 from jaxunlearn.baselines import AmnesiacConfig, FeatureUnlearningConfig, SISAConfig, mask_logits
 from jaxunlearn.experiments.environment import environment
-from jaxunlearn.methods.prune import PruneConfig, prune_rows
-from jaxunlearn.methods.prune_class import PruneClassConfig, prune_class
-from jaxunlearn.primitives.patches import apply_patched
+from jaxunlearn.methods.prune import (
+    PruneClassConfig,
+    PruneConfig,
+    multipoint,
+    prune_class,
+    prune_rows,
+)
 
 MODES = ("point", "replace", "region", "paper")
 PEERS = {
@@ -42,7 +46,10 @@ PEERS = {
     "feature_unlearning": FeatureUnlearningConfig(batch=256),
 }
 AFTER = ("A_te", "A_res", "A_u", "recall", "TPR@1%")  # columns of the retrained network alone
-Part = Literal["points", "classes", "features", "convergence"]
+CLASS_COLUMNS = ("A_u asked", "A_u", "A_tes_u", "A_res", "A_tes_r", "patches", "time")
+ROUNDS = (1, 2, 3, 4)
+CLUSTERS = (1, 2, 3, 4, 5)
+Part = Literal["points", "convergence", "classes", "features"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,26 +57,29 @@ class Options:
     """Attributes:
     data_dir: of TFDS; ../shared/tfds if that is there and this is not given.
     datasets: of 28 x 28 images.
-    parts: points are Tables III and IV and Figure 3, classes Table V, features the network with a
-        feature extractor, convergence Figures 4 and 5, which compile once a number of rounds.
-    seeds: of points; each draws its own parameters, orders and requested rows.
+    parts: points are Tables III and IV and Figure 3, convergence Figures 4 and 5, classes Table V,
+        features the network with a feature extractor.
+    seeds: each draws its own parameters, orders and requested rows.
     sizes: points to unlearn; the paper has 100, 200, 300 and 500.
     epochs: of every training, with Adam at 1e-3.
     rows: training rows, all by default.
+    feature_rows: rows, of training and of test, for the network with a feature extractor, which
+        takes 8 epochs.
     class_rows: requested rows of a class.
     class_patches: patches for it at most.
-    quick: a few thousand rows, two sizes and two classes.
+    quick: a few thousand rows, two sizes and two classes, no feature extractor.
     json: also write everything as JSON to this file.
     figure: also draw Figure 3 into this file, of the largest size, and 4 and 5 if they are made.
     """
 
     data_dir: pathlib.Path | None = None
     datasets: tuple[str, ...] = ("mnist", "fashion_mnist")
-    parts: tuple[Part, ...] = ("points", "classes", "features")
+    parts: tuple[Part, ...] = ("points", "convergence", "classes", "features")
     seeds: int = 3
     sizes: tuple[int, ...] = (500,)
     epochs: int = 3
     rows: int | None = None
+    feature_rows: int = 2000
     class_rows: int = 300
     class_patches: int = 40
     quick: bool = False
@@ -77,13 +87,14 @@ class Options:
     figure: pathlib.Path | None = None
 
 
-def load(name: str, options: Options, *, flat: bool = True, count: int | None = None):
-    """Training and test set."""
+def load(name: str, options: Options, *, images: int | None = None):
+    """Training and test set, flat; or some images of both."""
     found = data.load(name, data_dir=folder(options))
-    shape = lambda x: x.reshape(len(x), -1) if flat else x
+    if images is not None:
+        return [Dataset(part.x[:images], part.y[:images]) for part in (found.train, found.test)]
     return [
-        Dataset(shape(part.x[:rows]), part.y[:rows])
-        for part, rows in ((found.train, count or options.rows), (found.test, None))
+        Dataset(part.x[:rows].reshape(len(part.x[:rows]), -1), part.y[:rows])
+        for part, rows in ((found.train, options.rows), (found.test, None))
     ]
 
 
@@ -102,8 +113,8 @@ def patching(how: PruneConfig):
     return functools.partial(prune_rows, target=None, config=how)
 
 
-def points(setting: Setting, sizes: Sequence[int], seed: int, *, peers: bool = True) -> dict:
-    """Tables III and IV, Figure 3 with one seed: every method at every size of the request.
+def points(setting: Setting, sizes: Sequence[int], seed: int) -> dict:
+    """Tables III and IV, Figure 3 of one seed: every method at every size of the request.
 
     ``again`` is for the null: another retraining, with its own key and its own requested rows.
     """
@@ -111,7 +122,7 @@ def points(setting: Setting, sizes: Sequence[int], seed: int, *, peers: bool = T
     order = np.random.default_rng(seed).permutation(n)
     key, again = (jax.random.fold_in(setting.key, i) for i in (1, 2))
     fitted = {}
-    for name in PEERS if peers else ():
+    for name in PEERS:
         method = peer(name, setting.model, setting.config)
         if name == "feature_unlearning":  # repairs the network that there is
             shape = jax.eval_shape(method.fit, key, setting.train)
@@ -125,7 +136,7 @@ def points(setting: Setting, sizes: Sequence[int], seed: int, *, peers: bool = T
         report = functools.partial(setting.row, rows=rows)
         found = {"noop": report(setting.base, setting.base, fit_s=setting.seconds, unlearn_s=0)}
         asked = {"retrain": (key, rows), "again": (again, np.sort(order[size : 2 * size]))}
-        for name, (fresh, gone) in asked.items() if peers else ():
+        for name, (fresh, gone) in asked.items():
             params, seconds = setting.fit(fresh, np.asarray(data.forget_indices(gone, n)))
             after = setting.logits(functools.partial(setting.model.apply, params))
             found[name] = setting.row(
@@ -158,12 +169,14 @@ def over_seeds(found: Sequence[dict]) -> dict[str, dict]:
         values = {
             name: {c: [seed[size][name][c] for seed in found] for c in COLUMNS} for name in methods
         }
-        others = values.pop("again", dict.fromkeys(COLUMNS, []))
+        again = values.pop("again", None)
         points[size] = {
             name: {c: _interval(v) for c, v in row.items()} for name, row in values.items()
         }
-        pool = {c: values["retrain"][c] + others[c] for c in AFTER if others[c]}
-        null[size] = {c: list(null_band(v)) for c, v in pool.items() if len(v) > 2}
+        null[size] = {}
+        if again is not None and len(found) > 1:  # two of each seed
+            pool = {c: values["retrain"][c] + again[c] for c in AFTER}
+            null[size] = {c: list(null_band(v)) for c, v in pool.items()}
     return {"points": points, "one more retrain": null}
 
 
@@ -176,87 +189,113 @@ def _interval(values: list[float]) -> dict:
     }
 
 
+@functools.cache
+def rounds_of(how: PruneConfig):
+    return functools.partial(multipoint, config=how)
+
+
 def convergence(setting: Setting, sizes: Sequence[int], seed: int) -> dict[str, dict]:
-    """Figures 4 and 5: what is left to forget after each round of Algorithm 1."""
+    """Figures 4 and 5: A_u after each round of Algorithm 1, in %, by K and by points."""
     order = np.random.default_rng(seed).permutation(len(setting.train.y))
-    key, rounds = jax.random.key(seed), (1, 2, 3, 4)
 
     def left(size: int, clusters: int) -> list[float]:
         rows = np.sort(order[:size])
         x, y = setting.inputs[0][rows], setting.train.y[rows]
-        found = []
-        for count in rounds:
-            how = PruneConfig(
-                mode="paper",
-                low=0.0,
-                high=setting.high,
-                clusters=clusters,
-                rounds=count,
-                share=0.999,
-            )
-            made = prune_rows(setting.layers, x, y, jnp.ones(size, bool), key, None, config=how)
-            answer = apply_patched(setting.layers, made.patches, x)[1].argmax(-1)
-            found.append(100 * float((answer == y).mean()))
-        return found
+        known = setting.base[0][rows].argmax(-1) == y
+        how = PruneConfig(
+            mode="paper",
+            low=setting.low,
+            high=setting.high,
+            clusters=clusters,
+            rounds=ROUNDS[-1],
+            share=0.999,  # the rounds after the paper's .97 are of interest too
+        )
+        made, _ = timed(rounds_of(how), setting.layers, x, y, known, setting.key)
+        when, known = np.asarray(made.rounds), np.asarray(known)
+        still = [known & ((when == 0) | (when > number)) for number in ROUNDS]
+        return [100 * float(some.mean()) for some in still]
 
     first = min(sizes)
     return {
-        "clusters": {str(k): left(first, k) for k in (1, 2, 3, 4, 5)},
+        "clusters": {str(k): left(first, k) for k in CLUSTERS},
         "sizes": {str(size): left(size, 4) for size in sizes},
     }
 
 
+def traces(found: Sequence[dict]) -> dict[str, dict]:
+    """:func:`convergence` over seeds: an interval for every round."""
+    return {
+        part: {
+            value: [_interval([seed[part][value][i] for seed in found]) for i in range(len(trace))]
+            for value, trace in curves.items()
+        }
+        for part, curves in found[0].items()
+    }
+
+
 def classes(setting: Setting, options: Options, labels: Sequence[int]) -> dict[str, dict]:
-    """Table V: patches for a class at two radii, and its logit masked; means over classes."""
+    """Table V of one seed: means over classes, each unlearned from the same network.
+
+    The retraining is without the whole class; patches are for its first ``class_rows``.
+    """
     y = [np.asarray(part.y) for part in (setting.train, setting.test)]
     rows: dict[str, list] = {}
     for label in labels:
         asked = np.flatnonzero(y[0] == label)[: options.class_rows]
+        own = [part == label for part in y]
 
-        def numbers(logits, label=label, asked=asked):
+        def note(name, logits, patches=0.0, seconds=0.0, asked=asked, own=own):
             right = [
                 np.asarray(some.argmax(-1)) == part for some, part in zip(logits, y, strict=True)
             ]
-            own = [part == label for part in y]
-            return [
-                100 * float(v)
-                for v in (
-                    right[0][asked].mean(),
-                    right[0][own[0]].mean(),
-                    right[1][own[1]].mean(),
-                    right[0][~own[0]].mean(),
-                    right[1][~own[1]].mean(),
-                )
-            ]
+            shares = (
+                right[0][asked],
+                right[0][own[0]],
+                right[1][own[1]],
+                right[0][~own[0]],
+                right[1][~own[1]],
+            )
+            numbers = [100 * float(share.mean()) for share in shares]
+            rows.setdefault(name, []).append([*numbers, patches, seconds / setting.seconds])
 
-        rows.setdefault("before", []).append([*numbers(setting.base), 0, 0])
+        note("before", setting.base)
+        params, seconds = setting.fit(jax.random.fold_in(setting.key, 1), own[0])
+        apply = functools.partial(setting.model.apply, params)
+        note("retrain", setting.logits(apply), seconds=seconds)
         for scale in (1.0, 2.0):
             how = PruneClassConfig(
-                radius_scale=scale, low=0.0, high=setting.high, capacity=options.class_patches
+                radius_scale=scale,
+                low=setting.low,
+                high=setting.high,
+                capacity=options.class_patches,
             )
-            x = setting.inputs[0][asked]
             start = clock()
             made = jax.block_until_ready(
-                prune_class(setting.layers, x, setting.train.y[asked], config=how)
+                prune_class(
+                    setting.layers, setting.inputs[0][asked], setting.train.y[asked], config=how
+                )
             )
-            seconds = (clock() - start) / setting.seconds
-            row = [*numbers(setting.patched(made.patches)), int(made.count), seconds]
-            rows.setdefault(f"prune_class, {scale:g} x certified radius", []).append(row)
+            seconds = clock() - start
+            name = f"prune_class, {scale:g} x certified radius"
+            note(name, setting.patched(made.patches), float(made.count), seconds)
         mask = jnp.arange(10) == label
-        masked = [mask_logits(logits, mask) for logits in setting.base]
-        rows.setdefault("logit mask", []).append([*numbers(masked), 0, 0])
-    names = ("A_u asked", "A_u", "A_tes_u", "A_res", "A_tes_r", "patches", "time")
+        note("logit mask", [mask_logits(logits, mask) for logits in setting.base])
     return {
-        name: {
-            "mean": dict(zip(names, np.mean(values, 0).tolist(), strict=True)),
-            "deviation": dict(zip(names, np.std(values, 0).tolist(), strict=True)),
-        }
+        name: dict(zip(CLASS_COLUMNS, np.mean(values, 0).tolist(), strict=True))
         for name, values in rows.items()
     }
 
 
+def means(found: Sequence[dict]) -> dict[str, dict]:
+    """Table V over seeds."""
+    return {
+        name: {c: _interval([seed[name][c] for seed in found]) for c in row}
+        for name, row in found[0].items()
+    }
+
+
 def run(options: Options) -> Iterator[tuple[str, dict[str, Any]]]:
-    """One part after the other, by name, as it is done: points come before the rest."""
+    """One dataset and seed after the other, by name, with what there is so far."""
     if options.quick:
         options = dataclasses.replace(
             options,
@@ -269,31 +308,33 @@ def run(options: Options) -> Iterator[tuple[str, dict[str, Any]]]:
         )
     labels = (0, 1) if options.quick else range(10)
     yield "options", {name: str(value) for name, value in dataclasses.asdict(options).items()}
+    seeds = range(options.seeds)
     for name in options.datasets if set(options.parts) - {"features"} else ():
         rows = load(name, options)
-        block: dict[str, Any] = {}
-        found: list[dict] = []
-        seeds = range(options.seeds if "points" in options.parts else 1)
-        for seed in reversed(seeds):  # the other parts are of seed 0
+        found: dict[str, list] = {"points": [], "convergence": [], "classes": []}
+        for seed in track(seeds, name):
             setting = Setting(*rows, epochs=options.epochs, seed=seed)
-            block["training_s"] = setting.seconds
+            block: dict[str, Any] = {"training_s": setting.seconds}
             if "points" in options.parts:
-                found.insert(0, points(setting, options.sizes, seed))
-                block |= over_seeds(found)
-                yield name, block
-        if "convergence" in options.parts:
-            block["convergence"] = convergence(setting, options.sizes, 0)
-        if "classes" in options.parts:
-            block["classes"] = classes(setting, options, labels)
-        yield name, block
+                found["points"].append(points(setting, options.sizes, seed))
+                block |= over_seeds(found["points"])
+            if "convergence" in options.parts:
+                found["convergence"].append(convergence(setting, options.sizes, seed))
+                block["convergence"] = traces(found["convergence"])
+            if "classes" in options.parts:
+                found["classes"].append(classes(setting, options, labels))
+                block["classes"] = means(found["classes"])
+            yield name, block
     if "features" in options.parts:
-        rows = load("fashion_mnist", options, flat=False, count=20000)
-        setting = Setting(*rows, epochs=3, model=prune_paper.vgg_style())
-        found = [points(setting, (100,), 0, peers=False)]
-        yield (
-            "fashion_mnist, convolutional",
-            {"training_s": setting.seconds, **over_seeds(found)},
-        )
+        rows = load("fashion_mnist", options, images=options.feature_rows)
+        behind = []
+        for seed in track(seeds, "behind convolutions"):
+            setting = Setting(*rows, epochs=8, seed=seed, model=vgg_style())
+            behind.append(points(setting, (100,), seed))
+            yield (
+                "fashion_mnist, convolutional",
+                {"training_s": setting.seconds, **over_seeds(behind)},
+            )
     yield "environment", environment()
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn.audit import _inputs
+from jaxunlearn.primitives import divergence
 from jaxunlearn.types import Array
 
 
@@ -32,8 +33,7 @@ def kl(p_logits: Array, q_logits: Array) -> Array:
       >>> round(float(kl(p, q)[0]), 4)
       0.1438
     """
-    log_p, log_q = _log_softmax_pair(p_logits, q_logits)
-    return _kl(log_p, log_q)
+    return divergence.kl(*_pair(p_logits, q_logits))
 
 
 def jensen_shannon(p_logits: Array, q_logits: Array) -> Array:
@@ -57,7 +57,7 @@ def jensen_shannon(p_logits: Array, q_logits: Array) -> Array:
       >>> [round(float(d), 4) for d in jensen_shannon(sure, sure[:, ::-1])]
       [0.6931, 0.6931]
     """
-    return _jsd(*_log_softmax_pair(p_logits, q_logits))
+    return divergence.jensen_shannon(*_pair(p_logits, q_logits))
 
 
 def jsd_to_references(
@@ -139,28 +139,20 @@ def _jsd_null(references: Array, weight: Array) -> Array:
 
 
 def _mean_jsd(log_p: Array, log_references: Array, weight: Array) -> Array:
-    return jax.vmap(lambda log_q: _inputs.weighted_mean(_jsd(log_p, log_q), weight))(log_references)
+    distance = divergence.jensen_shannon_of_logs
+    return jax.vmap(lambda log_q: _inputs.weighted_mean(distance(log_p, log_q), weight))(
+        log_references
+    )
 
 
-def _kl(log_p: Array, log_q: Array) -> Array:
-    p = jnp.exp(log_p)
-    # Rounding can take a sum whose terms cancel just below 0.
-    return jnp.maximum(jnp.where(p > 0, p * (log_p - log_q), 0).sum(-1), 0)
-
-
-def _jsd(log_p: Array, log_q: Array) -> Array:
-    log_m = jnp.logaddexp(log_p, log_q) - jnp.log(2.0)
-    return jnp.minimum((_kl(log_p, log_m) + _kl(log_q, log_m)) / 2, jnp.log(2.0))
-
-
-def _log_softmax_pair(p_logits, q_logits) -> tuple[Array, Array]:
+def _pair(p_logits, q_logits) -> tuple[Array, Array]:
     p, q = _inputs.logits(p_logits, name="p_logits"), _inputs.logits(q_logits, name="q_logits")
     if p.shape != q.shape:
         raise ValueError(
             f"p_logits has shape {p.shape} and q_logits has shape {q.shape}; "
             "they must be the outputs of two models for the same rows."
         )
-    return jax.nn.log_softmax(p), jax.nn.log_softmax(q)
+    return p, q
 
 
 def _references(value, *, minimum: int) -> Array:

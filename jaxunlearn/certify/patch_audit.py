@@ -1,5 +1,6 @@
 """The audit of a patch file: certificates, the change at the requested points, and nowhere else."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -7,30 +8,38 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn import _validate
+from jaxunlearn._progress import track
 from jaxunlearn.certify.patch_check import Checked, Claim, check
+from jaxunlearn.kernels import region_gate
+from jaxunlearn.primitives.outcomes import Outcome
 from jaxunlearn.primitives.patch_files import PatchFile, fits_together
-from jaxunlearn.primitives.patches import Collision, apply_patched, collisions, gate, live
-from jaxunlearn.primitives.regions import dense_layers, finite_rows
-from jaxunlearn.types import Dataset
+from jaxunlearn.primitives.patches import Collision, corrected, live
+from jaxunlearn.primitives.regions import dense_layers, finite_rows, preactivations
+from jaxunlearn.types import Array, Dataset
 
 # A row's gate of its own patch: 1 but for a pre-activation that is 0 up to rounding.
 INSIDE = 0.99
+# What the file may say of a row that has another answer than its label now, and knew it before.
+CHANGED = (Outcome.FLIPPED, Outcome.SHARED)
 
 
 class PatchAudit(NamedTuple):
-    """Result of :func:`audit_patches`.
+    """Result of :func:`audit_patches`; all rows by number, "requested" as the file says.
 
     Attributes:
       certificates: one :class:`~jaxunlearn.certify.patch_check.Checked` a patch.
-      flipped: rows that the file names, whose answer was their label and is another now.
-      not_flipped: rows that the file names, whose answer is their label now.
-      already_wrong: rows that the file names, whose answer was not their label and is not.
-      misplaced: patches that do not contain the row that they name, or that answer something
-        else there than the class that they are certified for.
-      changed_elsewhere: rows that the file does not name, whose logits differ at all, though no
-        patch is bound to reach them: they lie in a collar, or in a region that leaves neurons
-        out and are not of its row's class.
-      answers_elsewhere: rows that the file does not name, whose answer differs, for any reason.
+      flipped: requested rows whose answer was their label and is another now.
+      not_flipped: requested rows whose answer is their label now.
+      already_wrong: requested rows whose answer was not their label and is not.
+      misstated: requested rows of which the file tells another outcome than there is.
+      missing: rows that are known to have asked, and that the file does not name.
+      uninvited: rows that the file names, and that are known not to have asked.
+      misplaced: patches that do not contain the row that they name, or that are certified there
+        for another class than is answered, or for a box without it.
+      changed_elsewhere: rows that nobody asked for, whose logits differ at all, though no patch of
+        a requested row is bound to reach them: they lie in a collar, in the region of a patch for
+        no row, or in one that leaves neurons out and is for another class.
+      answers_elsewhere: rows that nobody asked for, whose answer differs, for any reason.
       collisions: rows that a patch reaches which is not for them.
       outside: rows outside of the box that the certificates are for.
     """
@@ -39,6 +48,9 @@ class PatchAudit(NamedTuple):
     flipped: list[int]
     not_flipped: list[int]
     already_wrong: list[int]
+    misstated: list[int]
+    missing: list[int]
+    uninvited: list[int]
     misplaced: list[int]
     changed_elsewhere: list[int]
     answers_elsewhere: list[int]
@@ -47,16 +59,26 @@ class PatchAudit(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """No named row with its answer, none changed without cause, and no false certificate.
+        """All that was asked for is done, nothing else without cause, and no claim is false.
 
-        A patch that claims no region fails nothing by that; a file that flips nothing fails.
+        A row that was wrong before is done with. A patch that claims no region fails nothing by
+        that; a file without requests fails.
         """
         good = all(c.valid for c in self.certificates if c.claim is Claim.REGION)
-        wrong = self.not_flipped or self.misplaced or self.changed_elsewhere
+        wrong = self.not_flipped or self.misstated or self.missing or self.uninvited
+        wrong = wrong or self.misplaced or self.changed_elsewhere
         return good and bool(self.flipped or self.already_wrong) and not wrong
 
 
-def audit_patches(file: PatchFile, params: Any, data: Dataset, *, chunk: int = 4096) -> PatchAudit:
+def audit_patches(
+    file: PatchFile,
+    params: Any,
+    data: Dataset,
+    *,
+    requests: Sequence[int] | None = None,
+    chunk: int = 4096,
+    progress: bool = False,
+) -> PatchAudit:
     """What an auditor checks, with the weights in hand and no solver.
 
     Certificates by :func:`~jaxunlearn.certify.patch_check.check`; the answers of the network
@@ -67,12 +89,15 @@ def audit_patches(file: PatchFile, params: Any, data: Dataset, *, chunk: int = 4
       params: the dense layers that they are for.
       data: inputs of these layers with labels, among them the rows that the file names, by
         number.
+      requests: the rows that asked, as the auditor knows it. None believes the file.
       chunk: rows at once.
+      progress: show a bar.
 
     Returns:
       :class:`PatchAudit`.
 
-    Cost: two passes over the data, and 2 L forward passes a certificate.
+    Cost: a pass over the data, and 2 L forward passes a certificate. Of weights in float64 all is
+    computed in float64.
 
     Raises:
       ValueError: the weights are others than the file is for; arrays that do not fit; NaN; a
@@ -91,67 +116,118 @@ def audit_patches(file: PatchFile, params: Any, data: Dataset, *, chunk: int = 4
     """
     _validate.whole(chunk=chunk)
     layers = dense_layers(params)
+    if not all(np.isfinite(np.asarray(leaf)).all() for layer in layers for leaf in layer):
+        raise ValueError("params has NaN or infinite weights: no answer of it means anything.")
     fits_together(file, "file")
-    certificates = check(file, layers)
-    rows, n = np.asarray(file.rows), data.y.shape[0]
+    certificates = check(file, layers, progress=progress)
     finite_rows("data.x", data.x, layers[0].kernel.shape[0])
     _validate.dataset(data, num_classes=layers[-1].bias.shape[0])
-    if rows.max(initial=-1) >= n:
-        raise ValueError(
-            f"data has {n} rows, but the file names row {rows.max()}: give the data of the request."
-        )
-    patches = jax.tree.map(jnp.asarray, file.patches)
-    reached = collisions(
-        layers, patches, data.x, own=jnp.asarray(rows), sharpness=file.sharpness, chunk=chunk
-    )
-    y, works = np.asarray(data.y), np.asarray(live(patches))
-    named = np.unique(rows[rows >= 0])
-    explained = set(named.tolist()) | _explained(file, certificates, reached, y)
-    base, now, changed = np.empty_like(y), np.empty_like(y), []
-    for start in range(0, n, chunk):
-        part = jnp.asarray(data.x[start : start + chunk])
-        before, after = map(
-            np.asarray, apply_patched(layers, patches, part, sharpness=file.sharpness)
-        )
-        there = slice(start, start + len(before))
-        base[there], now[there] = before.argmax(1), after.argmax(1)
-        differs = start + np.flatnonzero((before != after).any(1))
-        changed += [row for row in differs.tolist() if row not in explained]
-    knew, knows = base[named] == y[named], now[named] == y[named]
-    elsewhere = np.setdiff1d(np.flatnonzero(base != now), named)
-    misplaced = []
-    if (own := np.flatnonzero(works & (rows >= 0))).size:
-        gates = gate(layers, patches, jnp.asarray(data.x)[rows[own]], sharpness=file.sharpness)
-        there = np.asarray(gates)[np.arange(len(own)), own] > INSIDE
-        claimed = {c.patch for c in certificates if c.claim is Claim.REGION}
-        group = np.arange(len(works)) if file.patches.group is None else file.patches.group
-        target = np.asarray(file.patches.target)[np.asarray(group)]
-        kept = (now[rows[own]] == target[own]) | ~np.isin(own, sorted(claimed))
-        misplaced = own[~(there & kept)].tolist()
-    outside = []
-    if file.low is not None and file.high is not None:
-        x = np.asarray(data.x)
-        beyond = ((x < file.low[None]) | (x > file.high[None])).any(1)
-        outside = np.flatnonzero(beyond).tolist()
+    named = _named(file, data.y.shape[0])
+    with jax.enable_x64(layers[0].kernel.dtype == np.float64):
+        seen = _look(layers, file, data, chunk, progress)
+
+    rows, y = np.asarray(file.rows), np.asarray(data.y)
+    wider = np.isin(np.arange(len(rows)), _claiming(certificates, Claim.WIDER))
+    # A patch is bound to reach what lies in the region of the row that it is for; if it leaves
+    # neurons out, what is of that row's class.
+    bound_to = {
+        c.row
+        for c in seen.reached
+        if c.gate >= 1
+        and rows[c.patch] >= 0
+        and (not wider[c.patch] or y[rows[c.patch]] == y[c.row])
+    }
+    knew, knows = seen.before[named] == y[named], seen.after[named] == y[named]
+    misstated = np.zeros_like(knew)
+    if file.outcome is not None:
+        wrong = np.asarray(file.outcome) == Outcome.ALREADY_WRONG
+        misstated = (np.isin(file.outcome, CHANGED) != (knew & ~knows)) | (wrong & knew)
+    asked = named if requests is None else np.asarray(requests, int)
+    others = np.setdiff1d(np.arange(len(y)), named)
     return PatchAudit(
         certificates,
         flipped=named[knew & ~knows].tolist(),
         not_flipped=named[knows].tolist(),
         already_wrong=named[~knew & ~knows].tolist(),
-        misplaced=misplaced,
-        changed_elsewhere=changed,
-        answers_elsewhere=elsewhere.tolist(),
-        collisions=reached,
-        outside=outside,
+        misstated=named[misstated].tolist(),
+        missing=np.setdiff1d(asked, named).tolist(),
+        uninvited=np.setdiff1d(named, asked).tolist(),
+        misplaced=_misplaced(file, certificates, seen),
+        changed_elsewhere=[r for r in others[seen.differs[others]].tolist() if r not in bound_to],
+        answers_elsewhere=others[(seen.before != seen.after)[others]].tolist(),
+        collisions=seen.reached,
+        outside=np.flatnonzero(seen.outside).tolist(),
     )
 
 
-def _explained(file: PatchFile, certificates: list[Checked], reached, y) -> set[int]:
-    """Rows that a patch cannot spare: in its linear region, or in a wider one and of its class."""
-    rows, wider = np.asarray(file.rows), {c.patch for c in certificates if c.claim is Claim.WIDER}
+class _Seen(NamedTuple):
+    """What the network does on all rows."""
 
-    def bound_to(c: Collision) -> bool:
-        own = int(rows[c.patch])
-        return c.gate >= 1 and (c.patch not in wider or (own >= 0 and y[own] == y[c.row]))
+    before: np.ndarray  # answers without patches, int[n]
+    after: np.ndarray  # and with them
+    differs: np.ndarray  # any logit, bool[n]
+    outside: np.ndarray  # of the box, bool[n]
+    own: np.ndarray  # each patch's gate at its own row; nan without one, float[K]
+    reached: list[Collision]  # at other rows
 
-    return {c.row for c in reached if bound_to(c)}
+
+def _look(layers, file: PatchFile, data: Dataset, chunk: int, progress: bool) -> _Seen:
+    patches = jax.tree.map(jnp.asarray, file.patches)
+    layers = jax.tree.map(jnp.asarray, layers)
+    works, rows, n = np.asarray(live(patches)), np.asarray(file.rows), data.y.shape[0]
+    own, reached, found = np.full(len(rows), np.nan), [], []
+    x = np.asarray(data.x)
+    for start in track(range(0, n, chunk), "rows", enabled=progress):
+        part = x[start : start + chunk]
+        full = np.pad(part, ((0, min(chunk, n) - len(part)), (0, 0)))  # one compilation for all
+        base, now, gates = (
+            np.asarray(leaf)[: len(part)]
+            for leaf in _both(layers, patches, jnp.asarray(full), file.sharpness)
+        )
+        found.append((base.argmax(1), now.argmax(1), (base != now).any(1)))
+        there = (rows >= start) & (rows < start + len(part))
+        own[there] = gates[rows[there] - start, np.flatnonzero(there)]
+        for row, k in np.argwhere((gates > 0) & works[None]):
+            if rows[k] != start + row:
+                reached.append(Collision(int(start + row), int(k), float(gates[row, k])))
+    outside = np.zeros(n, bool)
+    if file.low is not None and file.high is not None:
+        beyond = (x < np.asarray(file.low)[None]) | (x > np.asarray(file.high)[None])
+        outside = np.asarray(beyond.any(1))
+    before, after, differs = map(np.concatenate, zip(*found, strict=True))
+    return _Seen(before, after, differs, outside, np.where(works, own, np.nan), reached)
+
+
+@jax.jit
+def _both(layers, patches, x, sharpness) -> tuple[Array, Array, Array]:
+    """Logits without and with patches, and the gates, of one program."""
+    z, base = preactivations(layers, x)
+    gates = region_gate(z, patches.bits, care=patches.care, sharpness=sharpness)
+    return base, corrected(patches, gates, base), gates
+
+
+def _named(file: PatchFile, n: int) -> np.ndarray:
+    """Rows that the file names, in the order of its outcomes if it has some."""
+    rows = np.asarray(file.rows)
+    named = np.unique(rows[rows >= 0]) if file.requests is None else np.asarray(file.requests)
+    if named.max(initial=-1) >= n:
+        raise ValueError(
+            f"data has {n} rows, but the file names row {named.max()}: give the data of the "
+            "request."
+        )
+    return named.astype(int)
+
+
+def _claiming(certificates: list[Checked], claim: Claim) -> list[int]:
+    return [c.patch for c in certificates if c.claim is claim]
+
+
+def _misplaced(file: PatchFile, certificates: list[Checked], seen: _Seen) -> list[int]:
+    """Patches that are not at the row that they name, or are certified for something else."""
+    rows, p = np.asarray(file.rows), file.patches
+    target = np.asarray(p.target if p.group is None else np.asarray(p.target)[np.asarray(p.group)])
+    certified = np.isin(np.arange(len(rows)), _claiming(certificates, Claim.REGION))
+    has = np.isfinite(seen.own)
+    there = np.where(has, seen.own, 1) > INSIDE
+    meant = (seen.after[rows] == target) & ~seen.outside[rows]
+    return np.flatnonzero(has & ~(there & (meant | ~certified))).tolist()

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxunlearn._progress import track
 from jaxunlearn.primitives.patch_files import PatchFile, model_hash
 
 
@@ -52,7 +53,9 @@ def bound(layers, active, target: int, dual, low, high) -> np.ndarray:
     """Bounds ``max (M_l - M_target)`` over a region and box by given multipliers: ``float64[L]``.
 
     ``c0 + g.y + sum_i max(low_i q_i, high_i q_i)`` with ``q = c + G^T y``, for every l: valid for
-    any ``y >= 0``. An allowance for the rounding of these sums is added.
+    any ``y >= 0``. What these sums can be wrong by is added: each number is a sum of products along
+    paths through the network, and an error of ``n u`` times their absolute values is the most that
+    n roundings of u make of it. So no multipliers, however large, gain anything by rounding.
 
     Args:
       layers: sequence of ``(kernel[in, out], bias[out])``.
@@ -84,45 +87,52 @@ def bound(layers, active, target: int, dual, low, high) -> np.ndarray:
     d, classes = layers[0][0].shape[0], layers[-1][1].shape[0]
     low, high = (np.broadcast_to(np.asarray(side, np.float64), d) for side in (low, high))
 
-    # Forward at the origin: what every neuron and logit is there, as the region continues it.
-    offsets, x, start = [], np.zeros(d), 0
+    # Forward at the origin: what every neuron and logit is there, as the region continues it, and
+    # beside it the same sums of absolute values.
+    offsets, sizes, start = [], [], 0
+    x = x_size = np.zeros(d)
     for kernel, shift in layers[:-1]:
-        z = x @ kernel + shift
+        z, size = x @ kernel + shift, x_size @ np.abs(kernel) + np.abs(shift)
         on = active[start : start + len(shift)]
         offsets.append(np.where(on, z, -z))
-        x, start = np.where(on, z, 0.0), start + len(shift)
+        sizes.append(size)
+        x, x_size, start = np.where(on, z, 0.0), np.where(on, size, 0.0), start + len(shift)
     kernel, shift = layers[-1]
-    logits = x @ kernel + shift
+    logits, logits_size = x @ kernel + shift, x_size @ np.abs(kernel) + np.abs(shift)
 
     # Backward: q = c + G^T y, both at once.
     lead = np.eye(classes)
     lead[:, target] -= 1
-    q, stop = lead @ kernel.T, len(active)
+    q, q_size, stop = lead @ kernel.T, np.abs(lead) @ np.abs(kernel).T, len(active)
     for kernel, shift in layers[-2::-1]:
         start = stop - len(shift)
-        on = active[start:stop]
-        q = (np.where(on, q, 0.0) + np.where(on, y[:, start:stop], -y[:, start:stop])) @ kernel.T
+        on, here = active[start:stop], y[:, start:stop]
+        q = (np.where(on, q, 0.0) + np.where(on, here, -here)) @ kernel.T
+        q_size = (np.where(on, q_size, 0.0) + here) @ np.abs(kernel).T
         stop = start
-    extreme = np.maximum(low * q, high * q)
-    g = np.concatenate(offsets)
-    value = logits - logits[target] + y @ g + extreme.sum(1)
-    size = np.abs(logits).max() + y @ np.abs(g) + np.abs(extreme).sum(1)
-    value = value + 1e-10 * size
+    value = logits - logits[target] + y @ np.concatenate(offsets)
+    value += np.maximum(low * q, high * q).sum(1)
+    size = logits_size + logits_size[target] + y @ np.concatenate(sizes)
+    size += q_size @ np.maximum(np.abs(low), np.abs(high))
+    roundings = 2 * (d + len(active) + classes + 3 * len(layers))
+    value += roundings * np.finfo(np.float64).eps * size
     value[target] = 0.0
     return value
 
 
-def check(file: PatchFile, layers) -> list[Checked]:
+def check(file: PatchFile, layers, *, progress: bool = False) -> list[Checked]:
     """Checks the certificate of every patch that does something.
 
     A constant is proved if for every other class ``bound + delta_l - delta_target <= -margin``.
     A replacing patch needs no bound: on its region the logits are ``delta``. In a region that
     lies in that of an earlier patch with another constant nothing is proved: the first one acts
-    (:func:`jaxunlearn.primitives.patches.corrected`).
+    (:func:`jaxunlearn.primitives.patches.corrected`). A neuron that is 0 in all of the region is of
+    either sign there, so its bit tells no two regions apart.
 
     Args:
       file: from :func:`~jaxunlearn.primitives.patch_files.load_patches`.
       layers: the network's.
+      progress: show a bar.
 
     Returns:
       One :class:`Checked` a patch.
@@ -145,22 +155,16 @@ def check(file: PatchFile, layers) -> list[Checked]:
       [(True, 0.2)]
     """
     same_network(file, layers)
+    same_sizes(file, layers)
     patches, count = file.patches, sum(len(bias) for _, bias in layers[:-1])
     target, delta = np.asarray(patches.target), np.asarray(patches.delta, np.float64)
     replace, active = np.asarray(patches.replace, bool), _neurons(patches.bits, count)
     whole = np.ones_like(active) if patches.care is None else _neurons(patches.care, count)
     group = np.arange(len(active)) if patches.group is None else np.asarray(patches.group)
     works = (replace | delta.any(1))[group]
-    d = layers[0][0].shape[0]
-    if file.low is not None and np.shape(file.low) != (d,):
-        raise ValueError(f"low has shape {np.shape(file.low)}, but the network takes {d} inputs.")
-    if file.dual is not None and np.shape(file.dual)[2] != count:
-        raise ValueError(
-            f"dual has multipliers for {np.shape(file.dual)[2]} neurons, but the network has "
-            f"{count}: the file is damaged, or for another network."
-        )
+    still = _still(layers, active, file.low, file.high)
     found = []
-    for k in np.flatnonzero(works).tolist():
+    for k in track(np.flatnonzero(works).tolist(), "certificates", enabled=progress):
         row = int(group[k])
 
         def fail(reason, claim=Claim.REGION, k=k):
@@ -168,7 +172,7 @@ def check(file: PatchFile, layers) -> list[Checked]:
 
         others = np.arange(delta.shape[1]) != target[row]
         ahead = delta[row, target[row]] - delta[row]
-        before = works & (group < row) & ((active == active[k]) | ~whole).all(1)
+        before = works & (group < row) & ((active == active[k]) | ~whole | still[k]).all(1)
         if not whole[k].all():
             fail("it leaves neurons out: no linear region, no certificate", Claim.WIDER)
             continue
@@ -183,7 +187,8 @@ def check(file: PatchFile, layers) -> list[Checked]:
         else:
             try:
                 bounds = file.dual[k], file.low, file.high
-                upper = bound(layers, active[k], int(target[row]), *bounds)
+                with np.errstate(over="ignore", invalid="ignore"):  # nan proves nothing
+                    upper = bound(layers, active[k], int(target[row]), *bounds)
             except ValueError as error:
                 fail(str(error))
                 continue
@@ -213,6 +218,52 @@ def same_network(file: PatchFile, layers: Any) -> None:
             f"The patches are for other weights (hash {file.model[:12]}...) than the network's "
             f"({have[:12]}...): any change of the weights voids all patches. Make them again."
         )
+
+
+def same_sizes(file: PatchFile, layers: Any) -> None:
+    """Raises ValueError unless arrays of the file are of the network's sizes.
+
+    Example:
+      >>> from jaxunlearn.primitives.patches import empty
+      >>> layers = [(np.ones((1, 2)), np.zeros(2)), (np.eye(2), np.zeros(2))]
+      >>> file = PatchFile(empty(1, 9, 2), model_hash(layers), 1e3, 0.1, np.array([0]))
+      >>> try:
+      ...     same_sizes(file, layers)
+      ... except ValueError as error:
+      ...     print(error)
+      bits has 2 bytes, but the network takes 1: the file is damaged, or for another network.
+    """
+    (d, _), classes = np.shape(layers[0][0]), len(layers[-1][1])
+    count = sum(len(bias) for _, bias in layers[:-1])
+    for name, have, want in (
+        ("bits", f"{np.shape(file.patches.bits)[1]} bytes", f"{-(-count // 8)}"),
+        ("delta", f"{np.shape(file.patches.delta)[1]} classes", f"{classes}"),
+        ("low", None if file.low is None else f"{len(file.low)} inputs", f"{d}"),
+        ("dual", None if file.dual is None else f"{file.dual.shape[2]} neurons", f"{count}"),
+    ):
+        if have is not None and have.split()[0] != want:
+            raise ValueError(
+                f"{name} has {have}, but the network takes {want}: the file is damaged, or for "
+                "another network."
+            )
+
+
+def _still(layers, active, low, high) -> np.ndarray:
+    """Neurons that are 0 in all of a region, up to rounding: ``bool[K, N]``.
+
+    There a neuron is affine, and an affine function that is 0 at a random point of the box is 0.
+    """
+    rng, d = np.random.default_rng(0), np.shape(layers[0][0])[0]
+    low, high = (0.0, 1.0) if low is None else (low, high)
+    x = np.broadcast_to(rng.uniform(low, high, d), (len(active), d))
+    x_size, found, start = np.abs(x), [], 0
+    for kernel, shift in layers[:-1]:
+        kernel, shift = np.asarray(kernel, np.float64), np.asarray(shift, np.float64)
+        z, size = x @ kernel + shift, x_size @ np.abs(kernel) + np.abs(shift)
+        found.append(np.abs(z) <= 4 * (d + active.shape[1]) * np.finfo(np.float64).eps * size)
+        on = active[:, start : start + len(shift)]
+        x, x_size, start = np.where(on, z, 0.0), np.where(on, size, 0.0), start + len(shift)
+    return np.concatenate(found, axis=1)
 
 
 def _neurons(packed, count: int) -> np.ndarray:

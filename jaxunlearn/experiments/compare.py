@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxunlearn import _progress, audit, data, models, registry, tree
 from jaxunlearn.experiments import measure, notes, trained
-from jaxunlearn.experiments.config import CompareConfig
+from jaxunlearn.experiments.config import CompareConfig, TaskConfig
 from jaxunlearn.experiments.environment import environment
 from jaxunlearn.experiments.records import Records, jsonable, locked
 from jaxunlearn.experiments.timing import Compiler
@@ -48,11 +48,30 @@ def compare(config: CompareConfig) -> list[dict[str, Any]]:
     Example:
       >>> records = compare(CompareConfig(seeds=10, out="runs/first"))  # doctest: +SKIP
     """
+    task = prepare(config)
+    out = task.config.out
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    wanted = [run_id_of(name, seed) for seed in seeds for name in ("references", *task.configs)]
+    with locked(out), _progress.showing(config.train.progress) as display:
+        records = Records(out, config.fingerprint())
+        records.refuse_other_settings(task.configs)
+        bar = display.add_task("runs", total=len(wanted)) if display else None
+        for seed in seeds:
+            run_seed(task, seed, records, display, bar)
+    return [records.by_id[run_id] for run_id in wanted]
+
+
+def prepare(config: TaskConfig) -> Task:
+    """Loads the data, and fails here for what does not suit it, before a folder is claimed.
+
+    Raises:
+      ValueError, FileNotFoundError: as :func:`compare`.
+    """
     splits, model = prepared(config)
     train = splits.train
     config = dataclasses.replace(config, out=pathlib.Path(config.out))
     # A request or a model that does not suit the data fails here, before it claims a folder.
-    _draw_request(config, train.y, config.first_seed)
+    draw_request(config, train.y, config.first_seed)
     jax.eval_shape(model.init, jax.random.key(0), train.x[:1])
     common = {
         "dataset": config.dataset,
@@ -62,20 +81,10 @@ def compare(config: CompareConfig) -> list[dict[str, Any]]:
         "paper": None,  # a table of a paper that the run is meant for
         **environment(),
     }
-    task = Task(config, splits, model, config.method_configs(), Compiler(), common)
-
-    seeds = range(config.first_seed, config.first_seed + config.seeds)
-    wanted = [_run_id(name, seed) for seed in seeds for name in ("references", *task.configs)]
-    with locked(config.out), _progress.showing(config.train.progress) as display:
-        records = Records(config.out, config.fingerprint())
-        records.refuse_other_settings(task.configs)
-        bar = display.add_task("runs", total=len(wanted)) if display else None
-        for seed in seeds:
-            _run_seed(task, seed, records, display, bar)
-    return [records.by_id[run_id] for run_id in wanted]
+    return Task(config, splits, model, config.method_configs(), Compiler(), common)
 
 
-def prepared(config: CompareConfig) -> tuple[data.Splits, Model]:
+def prepared(config: TaskConfig) -> tuple[data.Splits, Model]:
     """The rows and the model of a comparison.
 
     Raises:
@@ -94,11 +103,11 @@ def prepared(config: CompareConfig) -> tuple[data.Splits, Model]:
     return splits, models.get(config.model, splits.num_classes)
 
 
-def _run_id(name: str, seed: int) -> str:
+def run_id_of(name: str, seed: int) -> str:
     return f"{name}/seed-{seed}"
 
 
-def _run_seed(task: Task, seed: int, records: Records, display, bar) -> None:
+def run_seed(task: Task, seed: int, records: Records, display, bar) -> None:
     """Everything that is missing for one seed."""
 
     def announce(what: str, advance: int = 0) -> None:
@@ -106,32 +115,32 @@ def _run_seed(task: Task, seed: int, records: Records, display, bar) -> None:
             display.update(bar, description=f"seed {seed}: {what}", advance=advance)
 
     names = ["references", *task.configs]
-    missing = [name for name in names if _run_id(name, seed) not in records]
+    missing = [name for name in names if run_id_of(name, seed) not in records]
     announce("done", advance=len(names) - len(missing))
     if not missing:
         return
-    request = _request(task, seed)
+    request = request_of(task, seed)
     announce("references")
     references = trained.references(task, request)
     originals: dict[str, Original] = {}
     for name in missing:
         announce(name)
         if name == "references":
-            record = _reference_record(task, request, references)
+            record = reference_record(task, request, references)
         else:
             start = _original_name(name, task.configs[name])
             if start not in originals:
-                originals[start] = trained.original(task, request, _unlearner(task, name), start)
-            retrain = records.by_id.get(_run_id("retrain", seed))
-            record = _method_record(task, request, originals[start], references, name, retrain)
+                originals[start] = trained.original(task, request, unlearner_of(task, name), start)
+            retrain = records.by_id.get(run_id_of("retrain", seed))
+            record = method_record(task, request, originals[start], references, name, retrain)
         records.append(record)
         if record.get("status", "OK") != "OK":
             status = record["status"]
-            _warn(f"{record['run_id']}: {status}; {notes.advice(status)}", display)
+            warn(f"{record['run_id']}: {status}; {notes.advice(status)}", display)
         announce(name, advance=1)
 
 
-def _unlearner(task: Task, name: str) -> Unlearner:
+def unlearner_of(task: Task, name: str) -> Unlearner:
     config = task.configs[name]
     return registry.make(name, task.model, train=task.config.train, config=config)
 
@@ -146,14 +155,14 @@ def _original_name(name: str, config: Any) -> str:
     return name
 
 
-def _warn(message: str, display) -> None:
+def warn(message: str, display) -> None:
     import rich
 
     console = display.console if display is not None else rich.get_console()
     console.print(f"[bold yellow]Warning:[/] {message}")
 
 
-def _draw_request(config: CompareConfig, y: Array, seed: int) -> Request:
+def draw_request(config: TaskConfig, y: Array, seed: int) -> Request:
     key = jax.random.fold_in(jax.random.key(0), seed)
     draw = jax.random.fold_in(key, zlib.crc32(b"request"))
     if config.label is not None:
@@ -161,19 +170,19 @@ def _draw_request(config: CompareConfig, y: Array, seed: int) -> Request:
     return Request(seed, key, data.forget_random(draw, y, config.fraction))
 
 
-def _request(task: Task, seed: int) -> Request:
+def request_of(task: Task, seed: int) -> Request:
     """The seed's request; saved once, and the same ever after."""
-    request = _draw_request(task.config, task.splits.train.y, seed)
+    request = draw_request(task.config, task.splits.train.y, seed)
     path = task.config.out / "requests" / f"seed-{seed}.npz"
     if not path.exists():
         data.save_split(path, request.forget)
     return request._replace(forget=data.load_split(path))
 
 
-def _reference_record(task: Task, request: Request, references: References) -> dict[str, Any]:
+def reference_record(task: Task, request: Request, references: References) -> dict[str, Any]:
     """What retraining itself scores: the null of every metric."""
     record = {
-        "run_id": _run_id("references", request.seed),
+        "run_id": run_id_of("references", request.seed),
         "kind": "references",
         "seed": request.seed,
         **task.common,
@@ -181,7 +190,7 @@ def _reference_record(task: Task, request: Request, references: References) -> d
         "n_forget": int(request.forget.sum()),
         "n_references": len(references.scores),
         "scores": references.scores,
-        "frm_null": np.asarray(audit.frm_null(_frm_terms(references))).tolist(),
+        "frm_null": np.asarray(audit.frm_null(frm_terms(references))).tolist(),
         "jsd_null": np.asarray(audit.jsd_null(references.forget_logits)).tolist(),
         "param_l2_null": references.distances,
     }
@@ -194,11 +203,11 @@ def _scalars(certificate: Any) -> dict[str, float]:
     return {name: value.item() for name, value in fields.items() if jnp.ndim(value) == 0}
 
 
-def _frm_terms(references: References) -> Array:
+def frm_terms(references: References) -> Array:
     return jnp.asarray([measure.frm_terms(values) for values in references.scores])
 
 
-def _method_record(
+def method_record(
     task: Task,
     request: Request,
     original: Original,
@@ -211,7 +220,7 @@ def _method_record(
     There is none for retraining itself, which comes first.
     """
     method, config = registry.get(name), task.configs[name]
-    unlearner = _unlearner(task, name)
+    unlearner = unlearner_of(task, name)
     key = jax.random.fold_in(request.key, zlib.crc32(name.encode()))
     call = (key, original.state, task.splits.train, request.forget)
     done = task.compiler.run(f"unlearn {name}", unlearner.unlearn, *call)
@@ -220,11 +229,11 @@ def _method_record(
     scores = measure.scores(train_logits, test_logits, task.splits, request.forget)
     forget = np.asarray(request.forget)
     forget_logits = jnp.asarray(np.asarray(train_logits)[forget])
-    reference_terms = _frm_terms(references)
+    reference_terms = frm_terms(references)
     frm_null = np.asarray(audit.frm_null(reference_terms))
     grads = float(state.grads)
     record = {
-        "run_id": _run_id(name, request.seed),
+        "run_id": run_id_of(name, request.seed),
         "kind": "method",
         "method": name,
         "seed": request.seed,

@@ -17,9 +17,13 @@ DEFAULT_METHODS = (
 )
 
 
+# Long enough for the model to memorise its rows: there is nothing to forget otherwise.
+TRAIN = TrainConfig(epochs=100, learning_rate=0.1, progress=True)
+
+
 @dataclasses.dataclass(frozen=True)
-class CompareConfig:
-    """Trains, unlearns with several methods, and audits each against retrained models.
+class TaskConfig:
+    """What is trained, who asks to be forgotten, and what the result is compared with.
 
     Attributes:
       dataset: "digits" and "breast_cancer" are embedded; other names are TFDS image sets.
@@ -29,8 +33,6 @@ class CompareConfig:
       forget: "random" rows, or rows of one "class".
       fraction: of the training rows (random) or of the rows of the class.
       label: the class to forget from, with --forget class.
-      methods: names with commas between, see `jaxunlearn methods`; noop and retrain
-        are always added.
       settings: METHOD.FIELD=VALUE, one or more, e.g. finetune.learning_rate=0.05.
       seeds: how many; each draws its own request, initial parameters and order of rows.
       first_seed: the seeds run from here on. Choose settings on other seeds (and in another
@@ -47,13 +49,11 @@ class CompareConfig:
     forget: str = "random"
     fraction: float = 0.2
     label: int | None = None
-    methods: str = DEFAULT_METHODS
     settings: tuple[str, ...] = ()
     seeds: int = 5
     first_seed: int = 0
     references: int = 5
-    # Long enough for the model to memorise its rows: there is nothing to forget otherwise.
-    train: TrainConfig = TrainConfig(epochs=100, learning_rate=0.1, progress=True)
+    train: TrainConfig = TRAIN
     out: pathlib.Path = pathlib.Path("runs/compare")
 
     def __post_init__(self):
@@ -76,14 +76,8 @@ class CompareConfig:
         self.method_configs()
 
     def method_names(self) -> list[str]:
-        """The methods in the order asked for, with retrain and noop in front.
-
-        Retrain is the first, since the records of the others compare their cost with its.
-        """
-        asked = [name.strip() for name in self.methods.split(",") if name.strip()]
-        for name in asked:
-            registry.get(name)
-        return list(dict.fromkeys(["retrain", "noop", *asked]))
+        """The methods, retrain and noop in front: the records of the others need retrain's cost."""
+        return ["retrain", "noop"]
 
     def method_configs(self) -> dict[str, Any]:
         """The configuration of every method, with ``settings`` applied."""
@@ -102,7 +96,7 @@ class CompareConfig:
                     f"settings={setting!r}: {name!r} is not among the methods of this comparison: "
                     f"{', '.join(configs)}."
                 )
-            configs[name] = _replace(configs[name], field, value, setting)
+            configs[name] = replace_at(configs[name], field, value, setting)
         return configs
 
     def fingerprint(self) -> dict[str, Any]:
@@ -113,12 +107,31 @@ class CompareConfig:
         """
         values = json.loads(json.dumps(dataclasses.asdict(self), default=str))
         for name in ("data_dir", "out", "methods", "settings", "seeds", "first_seed"):
-            del values[name]
+            values.pop(name, None)
         del values["train"]["progress"]
         return values
 
 
-def _replace(config: Any, path: str, text: str, setting: str) -> Any:
+@dataclasses.dataclass(frozen=True)
+class CompareConfig(TaskConfig):
+    """Trains, unlearns with several methods, and audits each against retrained models.
+
+    Attributes:
+      methods: names with commas between, see `jaxunlearn methods`; noop and retrain
+        are always added.
+    """
+
+    methods: str = DEFAULT_METHODS
+
+    def method_names(self) -> list[str]:
+        """The methods in the order asked for, with retrain and noop in front."""
+        asked = [name.strip() for name in self.methods.split(",") if name.strip()]
+        for name in asked:
+            registry.get(name)
+        return list(dict.fromkeys(["retrain", "noop", *asked]))
+
+
+def replace_at(config: Any, path: str, text: str, setting: str) -> Any:
     """``config`` with the field at the dotted ``path`` set to ``text``, read as its type."""
     name, _, rest = path.partition(".")
     fields = [field.name for field in dataclasses.fields(config)]
@@ -130,7 +143,7 @@ def _replace(config: Any, path: str, text: str, setting: str) -> Any:
     if rest:
         if not dataclasses.is_dataclass(old):
             raise ValueError(f"settings={setting!r}: {name} has no fields.")
-        return dataclasses.replace(config, **{name: _replace(old, rest, text, setting)})
+        return dataclasses.replace(config, **{name: replace_at(old, rest, text, setting)})
     value = _read(text)
     wanted = typing.get_type_hints(type(config))[name]
     allowed = typing.get_args(wanted) or (wanted,)

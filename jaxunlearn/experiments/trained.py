@@ -13,7 +13,7 @@ from jaxunlearn import audit, data
 from jaxunlearn._files import atomic_write
 from jaxunlearn.checkpoint import restore, save
 from jaxunlearn.experiments import measure
-from jaxunlearn.experiments.config import CompareConfig
+from jaxunlearn.experiments.config import TaskConfig
 from jaxunlearn.experiments.timing import Compiler
 from jaxunlearn.training import train_many
 from jaxunlearn.types import Array, Model, Params, PyTree, State, Unlearner
@@ -22,7 +22,7 @@ from jaxunlearn.types import Array, Model, Params, PyTree, State, Unlearner
 class Task(NamedTuple):
     """What stays the same for all seeds."""
 
-    config: CompareConfig
+    config: TaskConfig
     splits: data.Splits
     model: Model
     configs: dict[str, Any]

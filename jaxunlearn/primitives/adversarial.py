@@ -1,41 +1,22 @@
-"""The inner maximum of adversarial training: where it lies, and how it follows the parameters.
+"""The search for the inner maximum of adversarial training, ``max { loss(w, x + delta) }``.
 
-    delta(w) = argmax { loss(w, x + delta) : delta in the ball }
-
-It lies on the boundary of the ball almost always, so its derivative is that of a constrained
-maximum (the KKT conditions), not ``-d_dd^-1 d_dw``. :func:`follow` gives ``delta`` that
-derivative: then ``jax.jvp`` of the gradient at ``x + delta(w)`` is the total Hessian product.
+Attacks by gradient steps, and Newton's method on the ball, which ends where they only come near.
+:mod:`jaxunlearn.primitives.inner` says whether a maximum was found, and
+:mod:`jaxunlearn.primitives.linear` has it in closed form for linear models.
 
 All functions take ``loss_fn(params, example) -> scalar`` for ONE unbatched row.
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import _sharding, _validate
+from jaxunlearn import _validate
+from jaxunlearn.primitives._rows import input_gradient, kkt, over_rows, residual
 from jaxunlearn.primitives.balls import Ball, L2Ball, norm, tiny
-from jaxunlearn.primitives.solve import CG, conjugate_gradients
+from jaxunlearn.primitives.inner import Inner, inspected
 from jaxunlearn.types import Array, Dataset, LossFn, Params
-
-
-class Inner(NamedTuple):
-    """Inner maxima of n rows.
-
-    Attributes:
-      delta: ``float[n, ...]``, like ``data.x``.
-      residual: ``float[n]``, how far from stationary: the length of the projected step along the
-        gradient, in radii; 0 at a maximum, of order 1 elsewhere.
-      active: ``bool[n]`` on the sphere of an L2 ball, ``bool[n, ...]`` at the bounds of a box.
-    """
-
-    delta: Array
-    residual: Array
-    active: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,24 +44,6 @@ class PGDConfig:
             _validate.positive(step_size=self.step_size)
 
 
-def inspect(
-    loss_fn: LossFn, params: Params, data: Dataset, delta: Array, *, ball: Ball, chunk: int = 256
-) -> Inner:
-    """Perturbations found elsewhere as an :class:`Inner`: residual and active constraints.
-
-    Cost: n input gradients.
-
-    Example:
-      >>> data = Dataset(jnp.array([[1.0, 0.0]]), jnp.array([1]))
-      >>> loss_fn = lambda w, row: -w @ row.x
-      >>> w, ball = jnp.array([0.0, 2.0]), L2Ball(0.5)
-      >>> found = inspect(loss_fn, w, data, jnp.array([[0.0, 0.5]]), ball=ball)
-      >>> found.residual.round(3).tolist()  # the gradient points the other way
-      [1.0]
-    """
-    return _over_rows(_inner, (loss_fn, ball), params, data, delta, chunk=chunk)
-
-
 def fgsm(loss_fn: LossFn, params: Params, data: Dataset, *, ball: Ball, chunk: int = 256) -> Inner:
     """The fast gradient method: the point of the ball farthest along the gradient at ``x``.
 
@@ -106,7 +69,7 @@ def fgsm(loss_fn: LossFn, params: Params, data: Dataset, *, ball: Ball, chunk: i
       >>> fgsm(loss_fn, jnp.array([3.0, -4.0]), data, ball=LInfBox(0.25)).delta.tolist()
       [[-0.25, 0.25]]
     """
-    return _over_rows(_fgsm, (loss_fn, ball), params, data, chunk=chunk)
+    return over_rows(_fgsm, (loss_fn, ball), params, data, chunk=chunk)
 
 
 def pgd(
@@ -147,7 +110,7 @@ def pgd(
       True
     """
     keys = jax.random.split(key, data.y.shape[0])
-    return _over_rows(_pgd, (loss_fn, ball, config), params, data, keys, chunk=chunk)
+    return over_rows(_pgd, (loss_fn, ball, config), params, data, keys, chunk=chunk)
 
 
 def refine(
@@ -191,126 +154,14 @@ def refine(
       True
     """
     _validate.whole(steps=steps, cg_steps=cg_steps)
-    static = (loss_fn, ball, steps, cg_steps)
-    return _over_rows(_refine, static, params, data, delta, chunk=chunk)
-
-
-def inner_curvature(
-    loss_fn: LossFn,
-    params: Params,
-    data: Dataset,
-    delta: Array,
-    *,
-    ball: Ball,
-    steps: int = 32,
-    chunk: int = 256,
-) -> Array:
-    """The smallest curvature of the inner maximum in each row, ``float[n]``.
-
-    The smallest eigenvalue of ``K = P (nu I - A) P`` on the tangent: > 0 at a strict local
-    maximum, and infinite where no direction is free. By Lanczos' method, exact when the input
-    has at most ``steps`` entries, otherwise an upper bound that a few more steps tighten.
-
-    Cost: ``2 steps`` input gradients a row.
-
-    Example:
-      >>> data = Dataset(jnp.array([[0.0, 0.0]]), jnp.array([0]))
-      >>> loss_fn = lambda w, row: w @ row.x
-      >>> w, ball = jnp.array([3.0, 4.0]), L2Ball(0.5)
-      >>> delta = fgsm(loss_fn, w, data, ball=ball).delta
-      >>> inner_curvature(loss_fn, w, data, delta, ball=ball).round(3).tolist()  # |g| / r
-      [10.0]
-    """
-    return _over_rows(_least_curvature, (loss_fn, ball, steps), params, data, delta, chunk=chunk)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 5, 6))
-def follow(
-    loss_fn: LossFn,
-    params: Params,
-    row: Dataset,
-    delta: Array,
-    trusted: Array,
-    ball: Ball,
-    solver: CG,
-) -> Array:
-    """``delta`` of ONE row as a function of the parameters: the value given, its derivative added.
-
-    ``d delta = P K^+ P C d params`` with ``C`` the derivative of the input gradient in the
-    parameters and ``K = P (nu I - A) P`` (see :func:`refine`). The row itself counts as
-    constant.
-
-    Args:
-      loss_fn: loss of one row.
-      params: any pytree of floats; derivatives are in them.
-      row: one unbatched row.
-      delta: its inner maximum.
-      trusted: ``bool``; False for a row without a strict maximum, whose delta then stays put:
-        the direct Hessian.
-      ball: where delta lies.
-      solver: of the inner system; to rounding, if products are to be symmetric.
-
-    Returns:
-      ``delta``.
-
-    Cost: nothing, and one solve for every derivative.
-
-    Example:
-      >>> loss_fn = lambda w, row: w @ row.x
-      >>> row, ball = Dataset(jnp.zeros(2), jnp.array(0)), L2Ball(1.0)
-      >>> delta, yes = jnp.array([1.0, 0.0]), jnp.array(True)
-      >>> at = lambda w: follow(loss_fn, w, row, delta, yes, ball, CG())
-      >>> jax.jvp(at, (jnp.array([2.0, 0.0]),), (jnp.array([1.0, 1.0]),))[1].tolist()
-      [0.0, 0.5]
-    """
-    return delta
-
-
-@follow.defjvp
-def _follow_jvp(loss_fn, ball, solver, primals, tangents):
-    params, row, start, trusted = primals
-    delta = follow(loss_fn, params, row, start, trusted, ball, solver)
-    gradient = lambda p, d: _input_gradient(loss_fn, p, row, d)
-    _, moved = jax.jvp(lambda p: gradient(p, delta), (params,), (tangents[0],))
-    project, k = _kkt(gradient, params, row, delta, ball)
-    # K is the identity on what P removes, so that the system is definite wherever K is on P.
-    system = lambda v: k(v) + v - project(v)
-    rhs = jnp.where(trusted, project(moved), 0.0)
-    step = project(conjugate_gradients(system, rhs, solver=solver).x)
-    return delta, jnp.where(trusted, step, 0.0)
-
-
-def _kkt(gradient, params, row, delta, ball):
-    """P and K of one row, as functions on delta-shaped arrays."""
-    g = gradient(params, delta)
-    project, nu = ball.tangent(row.x, delta, g)
-
-    def k(v):
-        v = project(v)
-        bend = jax.jvp(lambda d: gradient(params, d), (delta,), (v,))[1]
-        return project(nu * v - bend)
-
-    return project, k
-
-
-def _input_gradient(loss_fn, params, row, delta) -> Array:
-    return jax.grad(lambda d: loss_fn(params, row._replace(x=row.x + d)))(delta)
-
-
-def _residual(x, delta, g, ball) -> Array:
-    # The gradient of a saturated loss is rounding, and no direction.
-    scale = ball.radius / (norm(g) + 10 * jnp.finfo(g.dtype).eps)
-    return norm(ball.project(x, delta + scale * g) - delta) / ball.radius
-
-
-def _inner(loss_fn, ball, params, row, delta) -> Inner:
-    g = _input_gradient(loss_fn, params, row, delta)
-    return Inner(delta, _residual(row.x, delta, g, ball), ball.active(row.x, delta))
+    # Numbers of steps are arguments, so that all share one program.
+    counts = jnp.tile(jnp.array([steps, cg_steps], jnp.int32), (data.y.shape[0], 1))
+    return over_rows(_refine, (loss_fn, ball), params, data, delta, counts, chunk=chunk)
 
 
 def _fgsm(loss_fn, ball, params, row) -> Inner:
-    g = _input_gradient(loss_fn, params, row, jnp.zeros_like(row.x))
-    return _inner(loss_fn, ball, params, row, ball.extreme(row.x, g))
+    g = input_gradient(loss_fn, params, row, jnp.zeros_like(row.x))
+    return inspected(loss_fn, ball, params, row, ball.extreme(row.x, g))
 
 
 def _pgd(loss_fn, ball, config: PGDConfig, params, row, key) -> Inner:
@@ -332,24 +183,21 @@ def _pgd(loss_fn, ball, config: PGDConfig, params, row, key) -> Inner:
 
     found, tops = jax.lax.map(search, jax.random.split(key, config.restarts))
     delta = found[jnp.argmax(tops)]
-    return _refine(loss_fn, ball, config.refine, 50, params, row, delta)
+    if config.refine:
+        return _refine(loss_fn, ball, params, row, delta, jnp.array([config.refine, 50]))
+    return inspected(loss_fn, ball, params, row, delta)
 
 
-def _refine(loss_fn, ball, steps: int, cg_steps: int, params, row, delta) -> Inner:
-    if steps:
-        delta = _refined(loss_fn, params, row, delta, ball, steps, cg_steps)
-    return _inner(loss_fn, ball, params, row, delta)
-
-
-def _refined(loss_fn, params, row, delta, ball, steps: int, cg_steps: int) -> Array:
+def _refine(loss_fn, ball, params, row, delta, counts) -> Inner:
+    steps, cg_steps = counts
     value = lambda d: loss_fn(params, row._replace(x=row.x + d))
-    gradient = lambda p, d: _input_gradient(loss_fn, p, row, d)
+    gradient = lambda p, d: input_gradient(loss_fn, p, row, d)
     halves = 0.5 ** jnp.arange(6)
 
     def step(carry):
         delta, left, _ = carry
         g = gradient(params, delta)
-        project, k = _kkt(gradient, params, row, delta, ball)
+        project, k = kkt(gradient, params, row, delta, ball)
         definite = lambda v, p=project, k=k: k(v) + v - p(v)  # 1 on what P removes
         newton = project(_steihaug(definite, project(g), cg_steps, ball.radius))
         ahead = ball.radius * g / (norm(g) + tiny(g))
@@ -359,7 +207,7 @@ def _refined(loss_fn, params, row, delta, ball, steps: int, cg_steps: int) -> Ar
         tops = jax.vmap(value)(moves)
         best = jnp.argmax(tops)
         # Close to the maximum the loss no longer tells points apart, their residuals do.
-        residuals = [_residual(row.x, m, gradient(params, m), ball) for m in (delta, moves[1])]
+        residuals = [residual(row.x, m, gradient(params, m), ball) for m in (delta, moves[1])]
         rounding = 20 * jnp.finfo(tops.dtype).eps * (1 + jnp.abs(tops[0]))
         closer = (residuals[1] < residuals[0]) & (tops[1] >= tops.max() - rounding)
         settled = tops.max() <= tops[0] + rounding
@@ -369,11 +217,12 @@ def _refined(loss_fn, params, row, delta, ball, steps: int, cg_steps: int) -> Ar
 
     # Rows that have arrived wait for the others of their chunk, not for the last step.
     going = lambda carry: (carry[1] > 0) & (carry[2] > 10 * jnp.finfo(delta.dtype).eps)
-    first = _residual(row.x, delta, gradient(params, delta), ball)
-    return jax.lax.while_loop(going, step, (delta, jnp.int32(steps), first))[0]
+    first = residual(row.x, delta, gradient(params, delta), ball)
+    delta = jax.lax.while_loop(going, step, (delta, steps, first))[0]
+    return inspected(loss_fn, ball, params, row, delta)
 
 
-def _steihaug(k, g, steps: int, radius: float) -> Array:
+def _steihaug(k, g, steps: Array, radius: float) -> Array:
     """``K s = g`` by conjugate gradients; along the first direction of negative curvature."""
 
     def going(carry):
@@ -397,45 +246,3 @@ def _steihaug(k, g, steps: int, radius: float) -> Array:
 
     start = (jnp.zeros_like(g), g, g, jnp.int32(0), jnp.array(False))
     return jax.lax.while_loop(going, step, start)[0]
-
-
-def _least_curvature(loss_fn, ball, steps: int, params, row, delta) -> Array:
-    gradient = lambda p, d: _input_gradient(loss_fn, p, row, d)
-    project, k = _kkt(gradient, params, row, delta, ball)
-    steps = min(steps, row.x.size)
-    start = project(jax.random.normal(jax.random.key(0), row.x.shape, row.x.dtype))
-    free = norm(start) > 0
-    first = start / jnp.maximum(norm(start), tiny(start))
-
-    def step(carry, i):
-        basis, v = carry
-        basis = basis.at[i].set(v.ravel())
-        image = k(v)
-        alpha, rest = jnp.vdot(v, image), image.ravel()
-        for _ in range(2):  # once is not enough in floating point
-            rest = rest - basis.T @ (basis @ rest)
-        rest = project(rest.reshape(v.shape))
-        beta = norm(rest)
-        alive = beta > 1e3 * jnp.finfo(beta.dtype).eps * (jnp.abs(alpha) + norm(image))
-        following = jnp.where(alive, rest / jnp.maximum(beta, tiny(rest)), 0.0)
-        return (basis, following), (alpha, jnp.where(alive, beta, 0.0), norm(v) > 0)
-
-    empty = jnp.zeros((steps, row.x.size), row.x.dtype)
-    _, (alpha, beta, there) = jax.lax.scan(step, (empty, first), jnp.arange(steps))
-    alpha = jnp.where(there, alpha, jnp.where(there, alpha, -jnp.inf).max())
-    small = jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1)
-    least = jnp.linalg.eigvalsh(jnp.where(jnp.isfinite(small), small, 0.0))[0]
-    return jnp.where(free, least, jnp.inf)
-
-
-def _over_rows(one: Callable, static: tuple, params: Params, data: Dataset, *rest, chunk: int):
-    """``one(*static, params, row, ...)`` over all rows, ``chunk`` at a time."""
-    data = _sharding.automatic(data)
-    _validate.rows(data)
-    _validate.whole(chunk=chunk)
-    return _compiled(params, data, rest, one=one, static=static, chunk=min(chunk, data.y.shape[0]))
-
-
-@functools.partial(jax.jit, static_argnames=("one", "static", "chunk"))
-def _compiled(params, data, rest, *, one, static, chunk):
-    return jax.lax.map(lambda a: one(*static, params, *a), (data, *rest), batch_size=chunk)

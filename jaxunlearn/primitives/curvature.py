@@ -18,8 +18,8 @@ import jax.flatten_util
 import jax.numpy as jnp
 
 from jaxunlearn import _sharding, _validate
-from jaxunlearn.primitives.adversarial import follow
 from jaxunlearn.primitives.balls import Ball, L2Ball
+from jaxunlearn.primitives.inner import follow
 from jaxunlearn.primitives.solve import CG
 from jaxunlearn.types import ApplyFn, Array, Dataset, LossFn, Params, PyTree
 

@@ -7,9 +7,9 @@ Hessian that a paper proposes has the shape
     H_i = a x x^T + b (x w^T + w x^T) + c I + e w w^T,        x the perturbed row.
 
 Labels are 0 and 1, or -1 and +1 inside. ``l2`` is the paper's: ``l2 / 2 |w|^2`` a row.
+:mod:`jaxunlearn.training.linear` trains them.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -17,17 +17,76 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn import _validate
-from jaxunlearn.primitives.adversarial import Inner
 from jaxunlearn.primitives.balls import Ball, L2Ball, LInfBox, norm
-from jaxunlearn.primitives.solve import CG, conjugate_gradients
+from jaxunlearn.primitives.inner import Inner
 from jaxunlearn.types import Array, Dataset
 
 LOSSES = ("logistic", "ridge")
 MODES = ("kkt", "direct", "fisher", "paper", "code")
 
 
-def _value(loss: str, s: Array, y: Array) -> Array:
-    return jax.nn.softplus(-y * s) if loss == "logistic" else 0.5 * (s - y) ** 2
+def signed(data: Dataset, dtype) -> Array:
+    """Labels -1 and +1.
+
+    Example:
+      >>> signed(Dataset(jnp.zeros((2, 1)), jnp.array([0, 1])), jnp.float32).tolist()
+      [-1.0, 1.0]
+    """
+    return 2 * jnp.asarray(data.y, dtype) - 1
+
+
+def spread(data: Dataset, ball: Ball | None) -> tuple[Array, Array | None]:
+    """What the range of a row's score is made of, for :func:`middle_and_reach`.
+
+    Over a box the score of a row runs from ``x . w - h . |w|`` to ``x . w + h . |w|``, with ``x``
+    the middle of the box around the row and ``h`` half its width: ``float[n, d]`` both. An L2
+    ball, or none, leaves the rows as they are.
+
+    Example:
+      >>> data = Dataset(jnp.array([[0.9, 0.5]]), jnp.array([1]))
+      >>> x, half = spread(data, LInfBox(0.25))
+      >>> f"{x[0, 0]:.3f} {x[0, 1]:.3f}, {half[0, 0]:.3f} {half[0, 1]:.3f}"
+      '0.825 0.500, 0.175 0.250'
+    """
+    if not isinstance(ball, LInfBox):
+        return data.x, None
+    low, high = ball.bounds(data.x)
+    return data.x + (low + high) / 2, (high - low) / 2
+
+
+def middle_and_reach(w: Array, side: Array, x: Array, half, ball: Ball | None):
+    """The middle of every row's scores over the ball, and how far they reach from it.
+
+    Args:
+      w: ``float[d]``.
+      side: the signs of w; in a box those of the orthant on which the reach is taken, where w
+        itself has zeros.
+      x, half: from :func:`spread`.
+      ball: where the perturbations lie; None for none.
+
+    Example:
+      >>> w, x = jnp.array([3.0, -4.0]), jnp.ones((1, 2))
+      >>> [leaf.tolist() for leaf in middle_and_reach(w, w, x, None, L2Ball(0.1))]
+      [[-1.0], [0.5]]
+    """
+    middle = x @ w
+    if ball is None:
+        return middle, jnp.zeros_like(middle)
+    if isinstance(ball, L2Ball):
+        return middle, ball.radius * norm(w) * jnp.ones_like(middle)
+    return middle, half @ (side * w)
+
+
+def worst(loss: str, middle: Array, reach: Array, y: Array) -> Array:
+    """The largest loss over a range of scores: at one end of it, the loss being convex.
+
+    Example:
+      >>> worst("ridge", jnp.array([0.25]), jnp.array([0.5]), jnp.array([1.0])).tolist()
+      [0.78125]
+    """
+    if loss == "logistic":
+        return jax.nn.softplus(reach - y * middle)
+    return 0.5 * (jnp.abs(middle - y) + reach) ** 2
 
 
 def _slope(loss: str, s: Array, y: Array) -> Array:
@@ -38,10 +97,6 @@ def _bend(loss: str, s: Array, y: Array) -> Array:
     if loss == "ridge":
         return jnp.ones_like(s)
     return jax.nn.sigmoid(s) * jax.nn.sigmoid(-s)
-
-
-def _signed(data: Dataset, dtype) -> Array:
-    return 2 * jnp.asarray(data.y, dtype) - 1
 
 
 def maximum(w: Array, data: Dataset, *, ball: Ball, loss: str = "logistic") -> Inner:
@@ -71,11 +126,11 @@ def maximum(w: Array, data: Dataset, *, ball: Ball, loss: str = "logistic") -> I
       [[-0.6000000238418579, 0.800000011920929]]
     """
     _checked(w, data, loss)
-    y = _signed(data, w.dtype)
+    y = signed(data, w.dtype)
     each = jax.vmap(ball.extreme, in_axes=(0, None))
-    ends = each(data.x, -w), each(data.x, w)
-    low, high = (_value(loss, (data.x + end) @ w, y) for end in ends)
-    delta = jnp.where((high > low)[:, None], ends[1], ends[0])
+    middle, _ = middle_and_reach(w, jnp.sign(w), *spread(data, ball), ball)
+    up = y < 0 if loss == "logistic" else middle > y
+    delta = jnp.where(up[:, None], each(data.x, w), each(data.x, -w))
     active = jax.vmap(ball.active)(data.x, delta)
     return Inner(delta, jnp.zeros(delta.shape[0], delta.dtype), active)
 
@@ -95,34 +150,8 @@ def losses(
       '6.0025'
     """
     _checked(w, data, loss)
-    return _losses(w, jnp.sign(w), data, ball, loss) + l2 / 2 * (w @ w)
-
-
-def _losses(w: Array, side: Array, data: Dataset, ball: Ball | None, loss: str) -> Array:
-    """:func:`losses` on the piece of the box where the signs of w are ``side``, without l2."""
-    y = _signed(data, w.dtype)
-    if ball is None:
-        return _value(loss, data.x @ w, y)
-    low, high = (_value(loss, s, y) for s in _range(w, side, data.x, _corners(data.x, ball), ball))
-    return jnp.maximum(low, high)
-
-
-def _corners(x: Array, ball: Ball | None) -> tuple[Array, ...]:
-    """The two extreme corners of a box around every row."""
-    if not isinstance(ball, LInfBox):
-        return ()
-    return tuple(x + bound for bound in ball.bounds(x))
-
-
-def _range(w: Array, side: Array, x: Array, corners: tuple[Array, ...], ball: Ball):
-    """The smallest and the largest score of every row, on the piece where w has signs ``side``."""
-    if isinstance(ball, L2Ball):
-        s, reach = x @ w, ball.radius * norm(w)
-        return s - reach, s + reach
-    # Positive and negative weights apart: the range is linear in them.
-    least, most = corners
-    up, down = jnp.where(side > 0, w, 0), jnp.where(side < 0, -w, 0)
-    return least @ up - most @ down, most @ up - least @ down
+    middle, reach = middle_and_reach(w, jnp.sign(w), *spread(data, ball), ball)
+    return worst(loss, middle, reach, signed(data, w.dtype)) + l2 / 2 * (w @ w)
 
 
 class Pieces(NamedTuple):
@@ -162,7 +191,7 @@ def pieces(
     - ``direct``: ``f'' x x^T + l2 I``, the perturbation held fixed.
     - ``kkt``: the total Hessian on the sphere, direct
       ``+ |f'| r / |w| (I - w w^T / |w|^2)``; in a box direct, to be reduced to the
-      coordinates with ``w_j != 0`` (see :mod:`jaxunlearn.methods.muter_linear`).
+      coordinates with ``w_j != 0`` (see :mod:`jaxunlearn.methods.muter.linear`).
     - ``paper``: Eq. 16 of Liu et al. (2023), direct ``- C^T N C`` with
       ``N = sum_{j < terms} (I - f'' w w^T)^j`` and ``C = f'' w x^T + f' I``.
     - ``code``: the same as their code has it, ``N = (1 / f'') sum_j (I - w w^T)^j``.
@@ -196,7 +225,7 @@ def pieces(
     _validate.one_of(MODES, mode=mode)
     if mode == "kkt" and ball is None:
         raise ValueError("mode='kkt' needs the ball in which delta was found: give ball.")
-    y = _signed(data, w.dtype)
+    y = signed(data, w.dtype)
     x = data.x + delta
     s = x @ w
     slope, bend, none = _slope(loss, s, y), _bend(loss, s, y), jnp.zeros_like(s)
@@ -250,159 +279,6 @@ def product(rows: Pieces, v: Array, weights: Array | None = None) -> Array:
     s = rows.x @ v
     out = (weights * (rows.a * s + rows.b * along)) @ rows.x
     return out + (weights * rows.b) @ s * w + (weights @ rows.e) * along * w + weights @ rows.c * v
-
-
-class Optimum(NamedTuple):
-    """Where adversarial training ends.
-
-    Attributes:
-      w: ``float[d]``.
-      gradient: largest entry of the mean (in a box: smallest sub-) gradient; 0 at the optimum.
-      steps: Newton steps taken.
-      converged: ``bool``, whether ``gradient`` is within the tolerance.
-    """
-
-    w: Array
-    gradient: Array
-    steps: Array
-    converged: Array
-
-
-def minimise(
-    data: Dataset,
-    *,
-    ball: Ball | None,
-    loss: str = "logistic",
-    l2: float,
-    weights: Array | None = None,
-    start: Array | None = None,
-    tolerance: float = 1e-10,
-    steps: int = 100,
-) -> Optimum:
-    """Adversarial training to the optimum: minimises ``sum_i weights_i max_delta loss_i``.
-
-    The robust loss is convex. In an L2 ball it is smooth away from 0 and Newton's method takes
-    its total Hessian. In a box it has a kink wherever ``w_j = 0``: coordinates whose
-    subgradient holds 0 stay there, the others move within their orthant (projected Newton).
-    Each direction is found by conjugate gradients, each step halved until the loss falls.
-    Ridge regression in a ball has further kinks, at every residual of 0, and its optimum lies on
-    some of them: there the steps stall, and ``converged`` says so.
-
-    Args:
-      data: rows with labels 0 and 1.
-      ball: of the perturbations; None trains on clean rows.
-      loss: ``logistic`` or ``ridge``.
-      l2: regularisation of a row, > 0 for rows that can be separated.
-      weights: ``bool`` or ``float[n]``; rows of weight 0 have no influence.
-      start: where to begin, for a warm start.
-      tolerance: on the mean gradient; not below ``30 eps`` of the dtype.
-      steps: Newton steps at most.
-
-    Returns:
-      An :class:`Optimum`; ``converged`` is False if the steps ran out, as they do where no
-      optimum exists (``l2 = 0`` on rows that the ball leaves separable).
-
-    Cost: a step is a dozen or more products with the rows, O(n d) each.
-
-    Raises:
-      ValueError: bad rows, labels, weights; ``l2 < 0``.
-
-    Example:
-      >>> data = Dataset(jnp.array([[-1.0], [1.0], [0.5]]), jnp.array([0, 1, 0]))
-      >>> out = minimise(data, ball=L2Ball(0.1), l2=0.1, tolerance=1e-6)
-      >>> bool(out.converged), bool(out.w[0] > 0)
-      (True, True)
-    """
-    _validate.dataset(data, num_classes=2)
-    _validate.not_negative(l2=l2)
-    _validate.one_of(LOSSES, loss=loss)
-    n, d = data.x.shape
-    if weights is None:
-        weights = jnp.ones(n, data.x.dtype)
-    _validate.row_weights(weights, n)
-    weights = jnp.asarray(weights, data.x.dtype)
-    if start is None:
-        start = jnp.zeros(d, data.x.dtype)
-        if not isinstance(ball, LInfBox):  # the norm has its kink at 0
-            y = _signed(data, data.x.dtype)
-            start = 1e-2 * ((weights * y) @ data.x) / jnp.maximum(weights.sum(), 1)
-    tolerance = max(tolerance, 30 * float(jnp.finfo(data.x.dtype).eps))
-    return _minimise(
-        data, weights, start, l2, ball=ball, loss=loss, tolerance=tolerance, most=steps
-    )
-
-
-@functools.partial(jax.jit, static_argnames=("ball", "loss", "tolerance", "most"))
-def _minimise(data, weights, start, l2, *, ball, loss, tolerance, most) -> Optimum:
-    total = weights.sum()
-    eps = jnp.finfo(start.dtype).eps
-    box = isinstance(ball, LInfBox)
-
-    y, corners = _signed(data, start.dtype), _corners(data.x, ball)
-
-    def objective(w, side):
-        if ball is None:
-            worst = _value(loss, data.x @ w, y)
-        else:
-            ends = _range(w, side, data.x, corners, ball)
-            worst = jnp.maximum(*(_value(loss, s, y) for s in ends))
-        return weights @ worst / total + l2 / 2 * (w @ w)
-
-    gradient = jax.grad(objective)
-
-    def direction(w):
-        """The smallest subgradient, and the orthant that it points into."""
-        if not box:
-            return gradient(w, w), w
-        sign = jnp.sign(w)
-        right, left = (gradient(w, jnp.where(w == 0, s, sign)) for s in (1.0, -1.0))
-        at_zero = jnp.where(right < 0, right, jnp.where(left > 0, left, 0.0))
-        g = jnp.where(w == 0, at_zero, right)
-        return g, jnp.where(w == 0, -jnp.sign(g), sign)
-
-    def step(carry):
-        w, g, side, count, _ = carry
-        free = (side != 0).astype(w.dtype) if box else jnp.ones_like(w)
-        if box:  # one perturbed row each, where the range has two
-            low, high = (_value(loss, s, y) for s in _range(w, side, data.x, corners, ball))
-            up = (high > low)[:, None] == (side > 0)[None]
-            x = jnp.where(side[None] == 0, data.x, jnp.where(up, corners[1], corners[0]))
-            a = weights * _bend(loss, x @ w, y) / total
-            bend = lambda v: (a * (x @ v)) @ x + l2 * v
-        else:
-            bend = jax.linearize(lambda w: gradient(w, side), w)[1]
-
-        def hessian(v):
-            # Ridge regression in a box has no curvature where all rows agree: a trace of it.
-            return free * (bend(free * v) + 1e-12 * v) + (1 - free) * v
-
-        solver = CG(tol=1e-3, maxiter=60)
-        move = -conjugate_gradients(hessian, free * g, solver=solver).x
-
-        def trial(t):
-            to = w + t * move
-            return jnp.where(jnp.sign(to) == side, to, 0.0) if box else to
-
-        here = objective(w, side)
-
-        def worse(t):
-            to = trial(t)
-            gain = 1e-4 * g @ (to - w)
-            return (objective(to, side) > here + gain + 4 * eps * jnp.abs(here)) & (t > 1e-9)
-
-        t = jax.lax.while_loop(worse, lambda t: t / 2, jnp.ones((), w.dtype))
-        to = trial(t)
-        g, side = direction(to)
-        return to, g, side, count + 1, jnp.abs(g).max()
-
-    def going(carry):
-        *_, count, size = carry
-        return (size > tolerance) & (count < most)
-
-    g, side = direction(start)
-    carry = (start, g, side, jnp.int32(0), jnp.abs(g).max())
-    w, _, _, count, size = jax.lax.while_loop(going, step, carry)
-    return Optimum(w, size, count, size <= tolerance)
 
 
 def _checked(w: Array, data: Dataset, loss: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxunlearn._files import atomic_write
+from jaxunlearn.primitives.outcomes import Outcome
 from jaxunlearn.primitives.patches import Patches
 from jaxunlearn.primitives.regions import dense_layers
 from jaxunlearn.types import Dataset
@@ -21,6 +22,9 @@ from jaxunlearn.types import Dataset
 FORMAT = "jaxunlearn patches 1"
 # At 0.5 the gates of 500 patches reach 68 other images of MNIST, from 10 on none.
 SOFTEST = 10.0
+# What float32 holds, with room for a sum.
+LARGEST = 1e30
+OPTIONAL = ("low", "high", "dual", "requests", "outcome")
 _write: Any = np.savez
 
 
@@ -36,6 +40,9 @@ class PatchFile(NamedTuple):
       low: least inputs that the certificates hold for, ``float[d]``; None without.
       high: greatest ones.
       dual: ``float32[K, L, N]``, multipliers of the certificates; None without.
+      requests: ``int32[R]``, the training rows that asked; None if it is those of ``rows``.
+      outcome: ``int32[R]``, what became of each, an
+        :class:`~jaxunlearn.primitives.outcomes.Outcome`; None if that is not told.
     """
 
     patches: Patches
@@ -46,6 +53,8 @@ class PatchFile(NamedTuple):
     low: np.ndarray | None = None
     high: np.ndarray | None = None
     dual: np.ndarray | None = None
+    requests: np.ndarray | None = None
+    outcome: np.ndarray | None = None
 
 
 def model_hash(params: Any) -> str:
@@ -119,7 +128,7 @@ def load_patches(path: str | os.PathLike[str]) -> PatchFile:
     arrays = _read(path, "patch file")
     if str(arrays.pop("format", "")) != FORMAT:
         raise ValueError(f"path={str(path)!r} is no patch file: its format is not {FORMAT!r}.")
-    optional = {name: arrays.pop(name, None) for name in ("low", "high", "dual")}
+    optional = {name: arrays.pop(name, None) for name in OPTIONAL}
     try:
         given = {name: arrays.pop(name) for name in Patches._fields[:4]}
         patches = Patches(**given, care=arrays.pop("care", None), group=arrays.pop("group", None))
@@ -133,6 +142,12 @@ def load_patches(path: str | os.PathLike[str]) -> PatchFile:
         )
     except KeyError as error:
         raise ValueError(f"path={str(path)!r} is a patch file without {error}: damaged.") from None
+    except TypeError as error:  # of a number that is none
+        raise ValueError(
+            f"path={str(path)!r}: sharpness or margin is no number ({error})."
+        ) from None
+    if arrays:
+        raise ValueError(f"path={str(path)!r} holds {sorted(arrays)}, which no patch file has.")
     fits_together(file, str(path))
     return file
 
@@ -273,57 +288,61 @@ def fits_together(file: PatchFile, path: str) -> None:
       ...     print("sharpness=0.5" in str(error))
       True
     """
-    p, wrong = file.patches, []
+    p = file.patches
     shape = np.shape(p.bits)
-    if len(shape) != 2 or np.ndim(p.delta) != 2 or p.bits.dtype != np.uint8:
+    if len(shape) != 2 or np.ndim(p.delta) != 2 or np.asarray(p.bits).dtype != np.uint8:
         raise ValueError(f"path={path!r}: bits and delta must be uint8[K, W] and float[K, L].")
     count, classes = shape[0], np.shape(p.delta)[1]
-    expected = {  # shape, kinds of dtype, least value and what the greatest must be below
-        "delta": (p.delta, (count, classes), "fV", None),
-        "target": (p.target, (count,), "iu", (0, classes)),
-        "replace": (p.replace, (count,), "b", None),
-        "care": (p.care, shape, "u", None),
-        "group": (p.group, (count,), "iu", (0, count)),
-        "rows": (file.rows, (count,), "iu", (-1, np.inf)),
-    }
-    for name, (leaf, want, kinds, limits) in expected.items():
+    asked = 0 if file.requests is None else np.size(file.requests)
+    box = next((np.size(side) for side in (file.low, file.high) if side is not None), 0)
+    several = () if file.dual is None else np.shape(file.dual)[2:3] or (-1,)
+    wrong = []
+    for name, leaf, want, kinds, least, most in (
+        ("delta", p.delta, (count, classes), "f", -LARGEST, LARGEST),
+        ("target", p.target, (count,), "iu", 0, classes - 1),
+        ("replace", p.replace, (count,), "b", 0, 1),
+        ("care", p.care, shape, "u", 0, 255),
+        ("group", p.group, (count,), "iu", 0, count - 1),
+        ("rows", file.rows, (count,), "iu", -1, np.inf),
+        ("requests", file.requests, (asked,), "iu", 0, np.inf),
+        ("outcome", file.outcome, (asked,), "iu", 0, Outcome.OUTSIDE),
+        ("dual", file.dual, (count, classes, *several), "f", -np.inf, np.inf),
+        ("low", file.low, (box,), "fiu", -LARGEST, LARGEST),
+        ("high", file.high, (box,), "fiu", -LARGEST, LARGEST),
+    ):
         if leaf is None:
             continue
         leaf = np.asarray(leaf)
         if leaf.shape != want:
             wrong.append(f"{name} has shape {leaf.shape}, not {want}")
-        elif leaf.dtype.kind not in kinds:  # V: bfloat16
+        elif leaf.dtype.kind not in kinds or leaf.dtype.itemsize > 8:
             wrong.append(f"{name} has dtype {leaf.dtype}, which is of the wrong kind")
-        elif limits and ((leaf < limits[0]) | (leaf >= limits[1])).any():
-            wrong.append(f"{name} is not in {limits[0]}..{limits[1] - 1}")
-    if file.dual is not None and (
-        np.ndim(file.dual) != 3 or np.shape(file.dual)[:2] != (count, classes)
-    ):
-        wrong.append(f"dual has shape {np.shape(file.dual)}, not [{count}, {classes}, N]")
-    wrong += _box(file)
-    if not np.isfinite(np.asarray(p.delta, np.float64)).all():
-        wrong.append("delta is not finite")
-    if not (SOFTEST <= file.sharpness < np.inf):
-        wrong.append(
-            f"sharpness={file.sharpness} must be {SOFTEST} at least: softer gates reach far "
-            "beyond their regions"
-        )
-    if not 0 < file.margin < np.inf:
-        wrong.append(f"margin={file.margin} must be > 0")
+        elif name != "dual" and not ((leaf >= least) & (leaf <= most)).all():  # nor NaN
+            wrong.append(f"{name} is not in {least:g}..{most:g}")
+    wrong = wrong or _values(file)
     if wrong:
         raise ValueError(f"path={path!r} does not fit together: {'; '.join(wrong)}.")
 
 
-def _box(file: PatchFile) -> list[str]:
-    """What is wrong with the box."""
+def _values(file: PatchFile) -> list[str]:
+    """What is wrong with the values, where shapes and dtypes are right."""
+    wrong = []
+    if not SOFTEST <= file.sharpness < LARGEST:
+        wrong.append(
+            f"sharpness={file.sharpness} must be {SOFTEST} at least: softer gates reach far "
+            "beyond their regions"
+        )
+    if not 0 < file.margin < LARGEST:
+        wrong.append(f"margin={file.margin} must be > 0")
+    if file.requests is not None:
+        requests, rows = np.asarray(file.requests), np.asarray(file.rows)
+        if np.unique(requests).size < requests.size:
+            wrong.append("requests has a row more than once")
+        if strangers := np.setdiff1d(rows[rows >= 0], requests).tolist():
+            wrong.append(f"rows has some that are not in requests: {strangers[:5]}")
     if file.low is None or file.high is None:
-        one_side = (file.low is None) != (file.high is None)
-        return ["it has multipliers, but no input box"] * (file.dual is not None) + [
-            "it has one side of a box"
-        ] * one_side
-    low, high = np.asarray(file.low, np.float64), np.asarray(file.high, np.float64)
-    if low.ndim != 1 or low.shape != high.shape:
-        return [f"low has shape {low.shape} and high {high.shape}, not [d] both"]
-    if not (np.isfinite(low) & np.isfinite(high) & (low <= high)).all() or (low == high).all():
-        return ["its box must be finite, low <= high, and not a single point"]
-    return []
+        wrong += ["it has multipliers, but no input box"] * (file.dual is not None)
+        wrong += ["it has one side of a box"] * (file.low is not file.high)
+    elif (np.asarray(file.low) > file.high).any() or np.array_equal(file.low, file.high):
+        wrong.append("its box must have low <= high, and not be a single point")
+    return wrong

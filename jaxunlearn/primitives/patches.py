@@ -12,7 +12,7 @@ the patch the network is what it was.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from jaxunlearn.primitives.regions import HIGHEST, dense_layers, preactivations
 from jaxunlearn.types import Array, Params
 
 SHARPNESS = 1000.0
+Implementation = Literal["xla", "pallas"]
 
 
 class Patches(NamedTuple):
@@ -56,7 +57,7 @@ def gate(
     x: Array,
     *,
     sharpness: float = SHARPNESS,
-    implementation: str | None = None,
+    implementation: Implementation | None = None,
 ) -> Array:
     """How far each input is inside each patch's region: ``[B, K]``, 1 inside, 0 outside.
 
@@ -103,7 +104,7 @@ def apply_patched(
     x: Array,
     *,
     sharpness: float = SHARPNESS,
-    implementation: str | None = None,
+    implementation: Implementation | None = None,
 ) -> tuple[Array, Array]:
     """The logits without and with the patches, from one program: ``(base, patched)``.
 
@@ -143,6 +144,7 @@ def apply_patched(
     return _apply(layers, patches, jnp.asarray(x), sharpness, implementation=implementation)
 
 
+@jax.jit
 def corrected(patches: Patches, gates: Array, base: Array) -> Array:
     """``base`` with the patches added by their gates ``[B, K]``; inside a region its own alone.
 

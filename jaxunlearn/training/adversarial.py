@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn import _validate, tree
-from jaxunlearn.primitives.adversarial import Inner, refine
+from jaxunlearn.primitives.adversarial import refine
 from jaxunlearn.primitives.balls import Ball
 from jaxunlearn.primitives.curvature import total_matrix, total_product
 from jaxunlearn.primitives.gradients import gradient_sum
+from jaxunlearn.primitives.inner import Inner, inner_curvature, perturbed
 from jaxunlearn.primitives.solve import CG, solve
 from jaxunlearn.types import Array, Dataset, LossFn, Params
 
@@ -52,8 +53,8 @@ def adversarial_newton(
     """Adversarial training to the optimum, by Newton's method with the KKT Hessian.
 
     Each step finds the inner maxima anew from the last ones, so it tracks their local maxima;
-    it is halved until the mean loss or its gradient falls. For losses convex in the parameters,
-    as those of a last layer on frozen features.
+    it is halved until the mean loss falls, or its gradient at about the same loss. For losses
+    convex in the parameters, as those of a last layer on frozen features.
 
     Args:
       loss_fn: loss of one row, regularisation included.
@@ -100,15 +101,19 @@ def adversarial_newton(
     return Trained(params, inner, size, count, size <= limit)
 
 
-@functools.partial(jax.jit, static_argnames=("loss_fn", "ball", "attack_steps"))
 def _measured(params, delta, data, weights, *, loss_fn, ball, attack_steps):
     """Inner maxima at ``params``, the mean loss there, its gradient, and the size of that."""
     inner = refine(loss_fn, params, data, delta, ball=ball, steps=attack_steps)
-    at, total = _perturbed(data, inner.delta), weights.sum()
+    return inner, *_loss_at(params, inner.delta, data, weights, loss_fn=loss_fn)
+
+
+@functools.partial(jax.jit, static_argnames="loss_fn")
+def _loss_at(params, delta, data, weights, *, loss_fn):
+    at, total = perturbed(data, delta), weights.sum()
     value = weights @ jax.lax.map(lambda r: loss_fn(params, r), at, batch_size=256) / total
     g = gradient_sum(loss_fn, params, at, weights=weights / total, chunk=min(CHUNK, data.y.size))
     size = jnp.stack([jnp.abs(leaf).max() for leaf in jax.tree.leaves(g)]).max()
-    return inner, value, g, size
+    return value, g, size
 
 
 def _newton_step(carry, data, weights, *, loss_fn, ball, attack_steps, dense):
@@ -120,9 +125,13 @@ def _newton_step(carry, data, weights, *, loss_fn, ball, attack_steps, dense):
     measure = functools.partial(_measured, loss_fn=loss_fn, ball=ball, attack_steps=attack_steps)
     rounding = 10 * jnp.finfo(value.dtype).eps * (1 + jnp.abs(value))
 
+    def better(there):
+        _, now, _, now_size = there
+        # Near the optimum the gradient tells more; a loss that jumps has lost its maxima.
+        return (now < value - rounding) | (now_size < size) & (now < value + 1e-3 * jnp.abs(value))
+
     def worse(found):
-        t, (_, now, _, now_size) = found
-        return ~((now < value - rounding) | (now_size < size)) & (t > 1e-3)
+        return ~better(found[1]) & (found[0] > 1e-3)
 
     def shorter(found):
         return found[0] / 2, measure(at(found[0] / 2), inner.delta, data, weights)
@@ -130,10 +139,10 @@ def _newton_step(carry, data, weights, *, loss_fn, ball, attack_steps, dense):
     one = jnp.ones((), value.dtype)
     start = one, measure(at(one), inner.delta, data, weights)
     t, there = _loop(worse, shorter, start)
-    better = (there[1] < value - rounding) | (there[3] < size)
-    pick = lambda a, b: jnp.where(better, a, b)
+    gained = better(there)
+    pick = lambda a, b: jnp.where(gained, a, b)
     there = jax.tree.map(pick, there, (inner, value, g, size))
-    return jax.tree.map(pick, at(t), params), there, count + 1, better
+    return jax.tree.map(pick, at(t), params), there, count + 1, gained
 
 
 @functools.partial(jax.jit, static_argnames=("loss_fn", "ball", "dense"))
@@ -141,7 +150,8 @@ def _direction(params, delta, g, data, weights, *, loss_fn, ball, dense):
     given = {"ball": ball, "weights": weights / weights.sum()}
     if dense:
         system = total_matrix(loss_fn, params, data, delta, **given)
-    else:
+    else:  # the dense matrix looks for itself which maxima are strict
+        given["trusted"] = inner_curvature(loss_fn, params, data, delta, ball=ball, chunk=CHUNK) > 0
         system = lambda v: total_product(loss_fn, params, data, delta, v, chunk=CHUNK, **given)
     # CG leaves a direction of descent even where the matrix is indefinite.
     move = solve(system, g, solver=CG(tol=1e-10, maxiter=500)).x
@@ -160,10 +170,6 @@ def _loop(going, step, carry):
     while going(carry):
         carry = step(carry)
     return carry
-
-
-def _perturbed(data: Dataset, delta: Array) -> Dataset:
-    return data._replace(x=data.x + delta)
 
 
 def floor(tolerance: float, like: Array) -> float:

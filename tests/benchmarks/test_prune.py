@@ -31,6 +31,7 @@ def test_the_constant_is_optimal():
 def test_tables_have_a_row_for_every_method(monkeypatch):
     monkeypatch.setattr(tables, "MODES", ("point",))  # the others compile for seconds
     monkeypatch.setattr(tables, "PEERS", {})
+    monkeypatch.setattr(tables, "CLUSTERS", (4,))
     digits = data.load("digits")
     rows, test = (
         Dataset(p.x[:300].reshape(-1, 64), p.y[:300]) for p in (digits.train, digits.test)
@@ -43,6 +44,10 @@ def test_tables_have_a_row_for_every_method(monkeypatch):
     assert noop["A_u"] == noop["A_u before"] == retrain["A_u before"] == 100
     assert point["A_u"] == 0 < retrain["A_u"] < 100
     assert point["A_te"] == noop["A_te"] and point["recall"] < noop["recall"]
+    curves = tables.convergence(setting, (20,), 0)
+    assert list(curves["clusters"]) == ["4"] and list(curves["sizes"]) == ["20"]
+    for curve in [*curves["clusters"].values(), *curves["sizes"].values()]:
+        assert curve == sorted(curve, reverse=True) and curve[0] < 100 > curve[-1] == 0
     again = [found["again"][column] for column in tables.AFTER]  # another key and other rows
     assert again != [retrain[column] for column in tables.AFTER]
 

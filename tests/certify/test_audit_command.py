@@ -1,5 +1,7 @@
 """`jaxunlearn audit-patch`: what an auditor sees, and the exit codes."""
 
+import re
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -42,8 +44,8 @@ def files(tmp_path_factory):
     return folder, file
 
 
-def audit(folder, name="patches.npz", model="network.npz", rows="rows.npz"):
-    words = [folder / name, "--model", folder / model, "--data", folder / rows]
+def audit(folder, name="patches.npz", model="network.npz", rows="rows.npz", more=()):
+    words = [folder / name, "--model", folder / model, "--data", folder / rows, *more]
     cli.main(["audit-patch", *map(str, words)])
 
 
@@ -51,7 +53,14 @@ def test_what_holds_passes(files, capsys):
     audit(files[0])
     text = capsys.readouterr().out
     assert "PASSED" in text and "A patch erases nothing" in text
-    assert "rows changed without cause" in text and "margin" in text and "0 to 1" in text
+    assert "changed without cause" in text and "margin" in text and "0 to 1" in text
+
+
+def test_who_asked_can_be_given(files, capsys):
+    audit(files[0], more=["--requests", "0", "1", "2", "3"])
+    with pytest.raises(SystemExit, match="1"):
+        audit(files[0], more=["--requests", "0", "1", "2", "3", "7"])
+    assert re.search(r"asked, and are not in the file +1 \(7\)", capsys.readouterr().out)
 
 
 def test_a_forged_file_fails(files, capsys):
@@ -79,3 +88,26 @@ def test_what_cannot_be_checked_is_an_error(files, capsys):
         with pytest.raises(SystemExit, match="2"):
             audit(folder, **given)
         assert message in capsys.readouterr().err
+
+
+def test_any_array_of_another_kind_is_an_error(files, capsys):
+    """No traceback, whatever the arrays of a file are replaced by, left out, or accompanied by."""
+    folder, _ = files
+    with np.load(folder / "patches.npz") as archive:
+        good = dict(archive)
+    strange = np.zeros(3), np.array("word"), np.array(np.nan), np.zeros((2, 2, 2), complex)
+    for name, leaf in good.items():
+        for other in (*strange, np.zeros(0), leaf.reshape(-1)[:1], leaf[..., None]):
+            if name == "model" and other.size == 1 or np.array_equal(other, leaf):
+                continue  # a word is a word
+            np.savez(folder / "strange.npz", **{**good, name: other})
+            with pytest.raises(SystemExit, match="2"):
+                audit(folder, "strange.npz")
+        np.savez(folder / "strange.npz", **{key: a for key, a in good.items() if key != name})
+        if name not in ("low", "high", "dual"):
+            with pytest.raises(SystemExit, match="2"):
+                audit(folder, "strange.npz")
+    np.savez(folder / "strange.npz", **good, more=np.zeros(1))
+    with pytest.raises(SystemExit, match="2"):
+        audit(folder, "strange.npz")
+    assert "which no patch file has" in capsys.readouterr().err

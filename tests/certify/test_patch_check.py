@@ -1,5 +1,7 @@
 """The bound is sound for any multipliers, near HiGHS for ours, and a checker catches forgeries."""
 
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -269,3 +271,42 @@ def test_in_float64():
             )
             assert (again <= np.asarray(wide.bound[k]) + 1e-14).all()
     np.testing.assert_allclose(wide.bound, bounds(200).bound, rtol=1e-2)
+
+
+def test_no_multipliers_gain_by_rounding():
+    """Three faces w, v and w + v whose multipliers cancel, huge: against rational arithmetic."""
+    rng = np.random.default_rng(0)
+    w, v = rng.integers(-64, 64, (2, 12)) / 64
+    kernel, c = np.stack([w, v, w + v], 1), rng.integers(-8, 8, (3, 2)) / 8.0
+    layers, active = [(kernel, np.zeros(3)), (c, np.zeros(2))], np.array([True, True, False])
+    lead = [Fraction(value) for value in c[:2, 0] - c[:2, 1]]
+    short = 0
+    for t in 10.0 ** np.arange(18) / 3:
+        y = np.full((2, 3), t)
+        exact = Fraction(0)
+        for face in kernel:
+            a, b, both = map(Fraction, face)
+            exact += max(0, a * lead[0] + b * lead[1] + Fraction(t) * (a + b - both))
+        assert patch_check.bound(layers, active, 1, y, 0.0, 1.0)[0] >= exact
+        q = (active * (c[:, 0] - c[:, 1]) + [t, t, -t]) @ kernel.T
+        short += np.maximum(0, q).sum() < exact  # as the sums alone would have it
+    assert short > 2
+
+
+def test_a_neuron_that_is_always_zero_hides_no_region():
+    """Behind neurons that are off, one without a bias is 0: both its bits name the same region."""
+    one = jnp.ones((1, 1)), jnp.zeros(1)
+    layers = [one, one, (jnp.array([[1.0, 0.0]]), jnp.array([0.0, 1.0]))]
+    # For x < 0 both neurons are 0 and class 1 leads by 1. The first patch, of a region that no
+    # input is said to be in, acts in all of it.
+    bits, target = jnp.array([[2], [0]], jnp.uint8), jnp.array([1, 0])
+    dual = region_bound(layers, bits, target, low=-1.0, high=1.0).dual
+    delta = jnp.array([[-0.1, 0.1], [0.6, -0.6]])
+    patches = empty(2, 2, 2)._replace(bits=bits, delta=delta, target=target)
+    box = np.full(1, -1.0), np.ones(1)
+    name = patch_files.model_hash(layers)
+    file = patch_files.PatchFile(patches, name, 1000.0, 0.1, np.array([-1, 0]), *box, dual)
+    answer = apply_patched(layers, patches, jnp.array([[-0.5]]))[1].argmax(-1)
+    assert answer.tolist() == [1]  # not what the second patch is certified for
+    found = patch_check.check(file, layers)
+    assert not found[1].valid and "patch 0" in found[1].reason

@@ -1,5 +1,6 @@
 """Every registered method obeys the same laws. A new row in the registry is tested here at once."""
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -19,10 +20,15 @@ from jaxunlearn.baselines import (
     SISAConfig,
     WoodFisherConfig,
 )
-from jaxunlearn.methods.muter_unlearner import MuterConfig
+from jaxunlearn.baselines.federated import FedAvgConfig, FedEraserConfig, ReverseSGDConfig
+from jaxunlearn.federated.federation import Federation
+from jaxunlearn.methods.conmu import OFFICIAL, PAPER, ConMUConfig
+from jaxunlearn.methods.ffmu import FFMUConfig
+from jaxunlearn.methods.muter import MuterConfig
 from jaxunlearn.methods.pcmu import PCMUConfig
 from jaxunlearn.primitives.adversarial import PGDConfig
 from jaxunlearn.primitives.balls import L2Ball
+from jaxunlearn.primitives.selection import Sigma
 from jaxunlearn.primitives.solve import Cholesky
 from jaxunlearn.registry import PrunedConfig
 from jaxunlearn.training import PruningConfig
@@ -43,6 +49,7 @@ MUTER = MuterConfig(
     tolerance=2e-5,
     solver=Cholesky(damping=20.0),
 )
+FEDERATION = Federation(clients=3, local_epochs=1, chunk=2)
 # Small enough for a test, and large enough to move the parameters.
 SMALL = {
     "finetune": FineTuneConfig(epochs=2, batch_size=16),
@@ -54,12 +61,22 @@ SMALL = {
     "logit_mask": LogitMaskConfig(share=0.0),
     "sisa": SISAConfig(shards=3, slices=2),
     "feature_unlearning": FeatureUnlearningConfig(iterations=10, batch=16),
+    "conmu": ConMUConfig(epochs=2, batch_size=16),
+    # Bounds of so few rows as there are here are wide, or they select nothing.
+    "conmu_paper": dataclasses.replace(PAPER, retain=Sigma(5, 5), forget=Sigma(5, 5)),
+    "conmu_official": dataclasses.replace(OFFICIAL, retain=Sigma(5, 5), forget=Sigma(5, 5)),
+    "ffmu": FFMUConfig(FEDERATION),
+    "ffmu_n": FFMUConfig(FEDERATION, server="fedavg"),
+    "ffmu_retrain": FFMUConfig(FEDERATION),
+    "fedavg": FedAvgConfig(FEDERATION),
+    "federaser": FedEraserConfig(FEDERATION),
+    "un": ReverseSGDConfig(FEDERATION, epochs=2, batch_size=4, inits=2, repair=1),
     **{name: MUTER for name in registry.METHODS if name.startswith("muter")},
 }
 # Methods that answer a request with the same outputs, and say what is certified about them.
-UNMOVED = ("noop", "pcmu")
+UNMOVED = ("noop", "pcmu", "ffmu", "ffmu_n")
 # Methods that take no gradients for a request.
-FREE = (*UNMOVED, "logit_mask")
+FREE = ("noop", "pcmu", "ffmu_n", "logit_mask")
 # Two floats apart by the order of a sum, over a training of a few steps.
 CLOSE = {"rtol": 1e-3, "atol": 1e-5}
 
@@ -94,9 +111,11 @@ class Case(NamedTuple):
     once: State  # after the request FORGET, eagerly
 
 
-# What MUter is compared with differs from it in one matrix only.
+# What MUter is compared with differs from it in one matrix only, ConMU's readings in settings,
+# FFMU-N and FFMU trained again in the rule from FedAvg, whose rounds FedEraser and UN take too.
+ALIKE = ("muter_", "conmu_", "ffmu_", "federaser", "un")
 ALL = [
-    pytest.param(name, marks=pytest.mark.slow) if name.startswith("muter_") else name
+    pytest.param(name, marks=pytest.mark.slow) if name.startswith(ALIKE) else name
     for name in registry.METHODS
 ]
 
@@ -226,14 +245,14 @@ def test_predict_takes_any_batch_and_sees_each_row_alone(case):
 
 
 # Made as others of the list are made, with the same few lines around them.
-REPEATED = ("sisa", "prune_class", "amnesiac", "feature_unlearning")
+REPEATED = ("sisa", "prune_class", "amnesiac", "feature_unlearning", "ffmu")
 
 
 @pytest.mark.parametrize(
     "case",
     [
         pytest.param(name, marks=pytest.mark.slow)
-        if name in REPEATED or name.startswith("muter_")
+        if name in REPEATED or name.startswith(ALIKE)
         else name
         for name in registry.METHODS
     ],
@@ -251,7 +270,11 @@ def test_vmap_over_keys_and_requests(case):
         chex.assert_trees_all_close(row, alone, **CLOSE)
 
 
-EXACT = [name for name, method in registry.METHODS.items() if method.guarantee == "exact"]
+EXACT = [
+    pytest.param(name, marks=pytest.mark.slow) if name.startswith(ALIKE) else name
+    for name, method in registry.METHODS.items()
+    if method.guarantee == "exact"
+]
 
 
 @pytest.mark.parametrize("case", EXACT, indirect=True)

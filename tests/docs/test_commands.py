@@ -40,6 +40,8 @@ def test_the_command_line_accepts(command, monkeypatch, capsys):
     monkeypatch.setattr(cli, "run_audit", lambda run, **options: parsed.append(run))
     monkeypatch.setattr(cli, "read_records", lambda out: [out])
     monkeypatch.setattr(cli, "_show", lambda records, out: parsed.append(out))
+    monkeypatch.setattr(cli, "run_frontier", lambda config: parsed.append(config))
+    monkeypatch.setattr(cli, "_show_frontier", lambda records, out, privacy: parsed.append(out))
     monkeypatch.setitem(cli.COMMANDS, "audit-patch", _like(cli.audit_patch, parsed))
     words = shlex.split(command)[1:]
     if "--help" in words:

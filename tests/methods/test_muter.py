@@ -1,4 +1,4 @@
-"""MUter against exact retraining, in float64: a softmax layer, and linear models."""
+"""MUter against exact retraining, in float64, on a softmax layer."""
 
 import warnings
 
@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from jaxunlearn import Dataset, Status, TrainConfig, models
-from jaxunlearn.methods import muter, muter_linear
-from jaxunlearn.methods.muter_unlearner import MuterConfig, _last_layer, unlearner
-from jaxunlearn.primitives import linear
+from jaxunlearn.methods import muter
+from jaxunlearn.methods.muter import MuterConfig, unlearner
+from jaxunlearn.methods.muter.unlearner import _last_layer
 from jaxunlearn.primitives.adversarial import PGDConfig, pgd
 from jaxunlearn.primitives.balls import L2Ball, LInfBox
-from jaxunlearn.primitives.solve import CG, Cholesky
+from jaxunlearn.primitives.solve import CG, Cholesky, solve_block
 from jaxunlearn.training.adversarial import adversarial_newton
 
 N, D, L, L2 = 120, 5, 3, 1e-2
@@ -172,6 +172,56 @@ def test_influence_is_the_derivative_of_retraining(rows, trained, memory):
     ours = muter.influence(loss_fn, memory, rows, jnp.array([number]))[0]
     # Definition 2 is per weight of the mean: adding h to one weight is h / n of it.
     np.testing.assert_allclose(ours / N, (more - trained.params) / h, rtol=0.02, atol=1e-4)
+    bent = memory._replace(matrix=memory.matrix - 2 * memory.matrix[0, 0] * jnp.eye(D * L))
+    with pytest.warns(UserWarning, match="influence: the system is INDEFINITE"):
+        muter.influence(loss_fn, bent, rows, jnp.array([number]))
+
+
+@pytest.mark.slow
+def test_a_row_removed_in_part_remains_in_part_with_and_without_the_matrix(rows, trained, memory):
+    given = loss_fn, trained.params, rows, trained.inner.delta
+    free = muter.prepare(*given, ball=BALL, dense=False)
+    part = 0.4 * forget_of(*FEW[:2]).astype(float)
+    _, after = muter.remove(loss_fn, memory, rows, part, ball=BALL)
+    ours, after = muter.remove(loss_fn, after, rows, forget_of(*FEW), ball=BALL)
+    _, half = muter.remove(loss_fn, free, rows, part, ball=BALL, solver=CG(tol=1e-12))
+    how = {"ball": BALL, "solver": CG(tol=1e-12)}
+    other, half = muter.remove(loss_fn, half, rows, forget_of(*FEW), **how)
+    np.testing.assert_allclose(other, ours, rtol=1e-9)
+    want = part + forget_of(*FEW[2:])
+    np.testing.assert_allclose(after.removed, want)
+    at_once, _ = muter.remove(loss_fn, memory, rows, want, ball=BALL)
+    np.testing.assert_allclose(ours, at_once, rtol=1e-9)
+
+
+@pytest.mark.slow
+def test_the_schur_block_system_is_the_same_step(rows, trained, memory):
+    """One row by the block of M, P C and K, which is definite; the paper's is not."""
+    w, number = trained.params, FEW[0]
+    row, delta = Dataset(rows.x[number], rows.y[number]), trained.inner.delta[number]
+    value = lambda v, d: loss_fn(v.reshape(D, L), row._replace(x=row.x + d))
+    flat = w.ravel()
+    g, a = jax.grad(value, 1)(flat, delta), jax.hessian(value, 1)(flat, delta)
+    cross = jax.jacfwd(jax.grad(value, 1))(flat, delta)
+    u = delta / BALL.radius
+    p = jnp.eye(D) - jnp.outer(u, u)
+    k = p @ ((u @ g) / BALL.radius * jnp.eye(D) - a) @ p + jnp.outer(u, u)
+    top = memory.matrix - jax.hessian(value)(flat, delta)
+    b = jax.grad(value)(flat, delta)
+    blocks = lambda bottom, cross: solve_block(
+        lambda v: top @ v,
+        lambda v: cross @ v,
+        lambda v: cross.T @ v,
+        lambda v: bottom @ v,
+        b,
+        jnp.zeros(D),
+        solver=CG(tol=1e-12),
+    )
+    ours = blocks(k, p @ cross)
+    want, _ = muter.remove(loss_fn, memory, rows, forget_of(number), ball=BALL)
+    assert ours.status == Status.OK
+    np.testing.assert_allclose(ours.x, (want - w).ravel(), rtol=1e-7, atol=1e-10)
+    assert blocks(-a, cross).status == Status.INDEFINITE
 
 
 def test_derivatives_flow_through_the_step(rows, trained, memory):
@@ -185,8 +235,15 @@ def test_derivatives_flow_through_the_step(rows, trained, memory):
 
 
 def test_an_original_that_is_no_optimum_is_warned_of(rows, trained):
+    rule = muter.RULES["muter_newton_delta"]
     with pytest.warns(UserWarning, match="params is no optimum: its mean gradient reaches"):
-        muter.prepare(loss_fn, 2 * trained.params, rows, trained.inner.delta, ball=BALL)
+        muter.prepare(loss_fn, 2 * trained.params, rows, trained.inner.delta, ball=BALL, rule=rule)
+
+
+def test_a_request_that_is_none(rows, memory):
+    for forget, message in ((jnp.ones(3, bool), "forget has shape"), (2.0 * jnp.ones(N), "shares")):
+        with pytest.raises(ValueError, match=message):
+            muter.remove(loss_fn, memory, rows, forget, ball=BALL)
 
 
 def test_the_last_row_of_a_class_is_warned_of(rows, memory):
@@ -200,60 +257,10 @@ def test_the_last_row_of_a_class_is_warned_of(rows, memory):
 
 def test_rows_without_a_maximum_fall_back_to_the_direct_hessian(rows, trained):
     delta = trained.inner.delta.at[:7].set(0.0)  # not maxima
-    memory = muter.prepare(loss_fn, trained.params, rows, delta, ball=BALL, tolerance=1.0)
+    with pytest.warns(UserWarning, match="7 of 120 rows have no strict inner maximum"):
+        memory = muter.prepare(loss_fn, trained.params, rows, delta, ball=BALL, tolerance=1.0)
     assert memory.diagnostics.fallback == 7 and not memory.trusted[:7].any()
     assert memory.diagnostics.inner_curvature <= 0 and memory.diagnostics.inner_residual > 0.1
-
-
-# Linear models.
-
-
-@pytest.fixture(scope="module")
-def binary() -> Dataset:
-    rng = np.random.default_rng(5)
-    x = rng.normal(size=(400, 8))
-    y = x @ np.array([2.0, -1, 1, 0.1, 0, 0, 0, 0]) + rng.normal(size=400) > 0
-    return Dataset(jnp.asarray(x), jnp.asarray(y.astype(np.int32)))
-
-
-LINEAR = {"l2": L2Ball(0.3), "box": LInfBox(0.2, None)}
-
-
-# The L2 ball is also compared with retraining through a network, above.
-@pytest.mark.parametrize("ball", ["box", pytest.param("l2", marks=pytest.mark.slow)])
-def test_linear_models(binary, ball):
-    how = {"ball": LINEAR[ball], "l2": 1e-2}
-    optimum = linear.minimise(binary, **how, tolerance=1e-13)
-    memory = muter_linear.prepare(optimum, binary, **how)
-    if ball == "box":
-        assert 0 < memory.support.size < 8  # an active set is in play
-    chosen = jnp.array([5, 99, 200, 301])
-    some = jax.tree.map(lambda leaf: leaf[chosen], binary)
-    step, after = muter_linear.remove(memory, some, **how)
-    keep = jnp.ones(400).at[chosen].set(0.0)
-    again = linear.minimise(binary, **how, weights=keep, start=optimum.w, tolerance=1e-13).w
-    noop = jnp.linalg.norm(optimum.w - again)
-    assert step.status == Status.OK and step.flipped == 0
-    assert jnp.linalg.norm(step.w - again) < 0.1 * noop
-    # Without the reduction the step leaves the kinks, and lands far off.
-    delta = linear.maximum(optimum.w, binary, ball=how["ball"]).delta
-    parts = linear.pieces(optimum.w, binary, delta, mode="direct", l2=1e-2, ball=None)
-    newton = jnp.linalg.solve(linear.matrix(parts, keep), (1 - keep) @ parts.gradient)
-    assert jnp.linalg.norm(optimum.w + newton - again) > 2 * jnp.linalg.norm(step.w - again)
-    quick = muter_linear.remove_quickly(memory, some, **how)
-    np.testing.assert_allclose(quick.w, step.w, rtol=1e-9, atol=1e-12)
-    one, other = (jax.tree.map(lambda leaf, s=s: leaf[s], some) for s in (slice(0, 1), slice(1, 4)))
-    _, half = muter_linear.remove(memory, one, **how)
-    np.testing.assert_allclose(muter_linear.remove(half, other, **how)[0].w, step.w, rtol=1e-9)
-    assert after.matrix.shape == memory.matrix.shape
-
-
-def test_an_unconverged_linear_model_is_refused(binary):
-    apart = binary._replace(x=binary.x.at[:, 0].set(10.0 * (2 * binary.y - 1)))
-    how = {"ball": LINEAR["l2"], "l2": 0.0}
-    optimum = linear.minimise(apart, **how, tolerance=1e-12, steps=10)
-    with pytest.raises(ValueError, match="l2=0 and rows that stay separable"):
-        muter_linear.prepare(optimum, apart, **how)
 
 
 # As an unlearner.
@@ -300,5 +307,7 @@ def test_a_training_that_stops_early_is_warned_of(rows):
 def test_bad_configurations():
     with pytest.raises(ValueError, match="l2=0"):
         MuterConfig(l2=0.0)
+    with pytest.raises(ValueError, match="refresh=1 takes Newton steps with MUter's matrix"):
+        unlearner(models.logistic(2), TrainConfig(), MuterConfig(refresh=1), method="muter_fisher")
     with pytest.raises(ValueError, match="method='mutter' is unknown. Did you mean 'muter'"):
         unlearner(models.logistic(2), TrainConfig(), method="mutter")

@@ -6,15 +6,7 @@ import numpy as np
 import pytest
 
 from jaxunlearn import Dataset
-from jaxunlearn.primitives.adversarial import (
-    PGDConfig,
-    fgsm,
-    follow,
-    inner_curvature,
-    inspect,
-    pgd,
-    refine,
-)
+from jaxunlearn.primitives.adversarial import PGDConfig, fgsm, pgd, refine
 from jaxunlearn.primitives.balls import L2Ball, LInfBox
 from jaxunlearn.primitives.curvature import (
     gauss_newton_product,
@@ -23,6 +15,7 @@ from jaxunlearn.primitives.curvature import (
     total_matrix,
     total_product,
 )
+from jaxunlearn.primitives.inner import follow, inner_curvature, inspect
 from jaxunlearn.primitives.solve import CG
 
 pytestmark = pytest.mark.usefixtures("compiled_in_haste")
@@ -171,6 +164,38 @@ def test_the_kkt_product_is_the_total_derivative_and_the_others_are_not(w, rows,
     )
     assert error("kkt") < 1e-8
     assert error("direct") > 0.05 and error("paper") > 0.5 and error("fisher") > 0.05
+
+
+def test_in_a_box_with_free_coordinates_the_product_is_the_total_derivative_too(rng):
+    """Rows at the clip, coordinates at bounds and between them: a loss with maxima inside."""
+
+    def wave(w, row):
+        return jnp.sum(jnp.sin(2 * (row.x @ w))) - jnp.sum(row.x**2)
+
+    x = np.where(rng.random((N, D)) < 0.3, np.round(rng.random((N, D))), rng.random((N, D)))
+    rows, w = Dataset(jnp.asarray(x), jnp.zeros(N, jnp.int32)), jnp.asarray(rng.normal(size=(D, L)))
+    ball = LInfBox(0.25)
+    found = pgd(jax.random.key(0), wave, w, rows, ball=ball, config=PGDConfig(refine=10))
+    strict = inner_curvature(wave, w, rows, found.delta, ball=ball) > 1e-3
+    strict &= found.residual < 1e-9
+    assert strict.sum() > N / 2 and 0 < (~found.active[strict]).sum() < found.active[strict].size
+
+    def danskin(w):
+        again = refine(wave, w, rows, found.delta, ball=ball, steps=12)
+        at = Dataset(rows.x + again.delta, rows.y)
+        g = jax.vmap(jax.grad(wave), (None, 0))(w, at)
+        return jnp.tensordot(strict.astype(g.dtype), g, 1)
+
+    v, h = jnp.asarray(rng.normal(size=w.shape)), 1e-6
+    truth = (danskin(w + h * v) - danskin(w - h * v)) / (2 * h)
+    how = {"ball": ball, "weights": strict}
+    ours = total_product(wave, w, rows, found.delta, v, **how)
+    direct = total_product(wave, w, rows, found.delta, v, mode="direct", **how)
+    size = jnp.linalg.norm(truth)
+    assert jnp.linalg.norm(ours - truth) < 1e-6 * size
+    assert jnp.linalg.norm(direct - truth) > 0.05 * size
+    matrix = total_matrix(wave, w, rows, found.delta, **how)
+    np.testing.assert_allclose((matrix @ v.ravel()).reshape(v.shape), ours, rtol=1e-7)
 
 
 @pytest.mark.parametrize("mode", ["kkt", "direct", "paper", "fisher"])

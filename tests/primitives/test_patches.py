@@ -195,7 +195,7 @@ def test_files_that_do_not_fit_together(tmp_path):
         ),
         "rows has shape": file._replace(rows=np.zeros(3, np.int32)),
         "no input box": file._replace(dual=np.zeros((2, 3, 21))),
-        "delta is not finite": file._replace(
+        r"delta is not in -1e\+30": file._replace(
             patches=file.patches._replace(delta=jnp.full((2, 3), jnp.nan))
         ),
     }

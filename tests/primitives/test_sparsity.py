@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn.primitives.sparsity import density, magnitude_mask
+from jaxunlearn.primitives.sparsity import density, magnitude_mask, one_shot
+
+pytestmark = pytest.mark.usefixtures("compiled_in_haste")
 
 
 def brute_force(params: dict, rate: float) -> dict:
@@ -63,3 +65,40 @@ def test_bad_rate(rate):
 def test_nothing_to_prune():
     with pytest.raises(ValueError, match="params has no leaf with two or more axes"):
         magnitude_mask({"b": jnp.ones(3)}, 0.5)
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.3, 0.5, 0.95])
+def test_each_layer_by_itself(rate):
+    rng = np.random.default_rng(1)
+    params = {n: rng.integers(-3, 4, size=s).astype(np.float32) for n, s in SHAPES.items()}
+    params["c"] *= 100  # a global ranking would spare it
+    mask = magnitude_mask(jax.tree.map(jnp.asarray, params), rate, scope="layer")
+    for name in params:
+        expected = brute_force({name: params[name]}, rate)[name]
+        np.testing.assert_array_equal(mask[name], expected)
+
+
+SHAPES = {"a": (3, 4), "bias": (5,), "c": (2, 2, 1, 3), "scalar": ()}
+
+
+def test_the_rate_may_be_traced():
+    params = {"w": jnp.arange(12.0).reshape(3, 4)}
+    kept = jax.vmap(lambda rate: magnitude_mask(params, rate)["w"].sum())(
+        jnp.array([0.0, 0.25, 0.5, 1.0])
+    )
+    assert kept.tolist() == [12, 9, 6, 0]
+
+
+def test_one_shot_prunes_and_says_whether_it_lasts():
+    params = {"w": jnp.array([[0.1, -3.0], [2.0, 0.2]]), "b": jnp.ones(2)}
+    lasting, regrowing = one_shot(params, 0.5), one_shot(params, 0.5, regrow=True)
+    for found in (lasting, regrowing):
+        assert found.params["w"].tolist() == [[0, -3], [2, 0]] and found.params["b"].all()
+    assert lasting.mask["w"].tolist() == [[0, 1], [1, 0]]
+    assert regrowing.mask is None
+    assert params["w"][0, 0] != 0  # untouched
+
+
+def test_bad_scope():
+    with pytest.raises(ValueError, match="scope='layers' is unknown. Did you mean 'layer'"):
+        magnitude_mask({"w": jnp.ones((2, 2))}, 0.5, scope="layers")

@@ -31,22 +31,9 @@ TILES = {
 }
 
 
-def check(z, *, interpret: bool) -> None:
-    """Raises NotImplementedError, with the reason, if the kernel cannot take this."""
-    if z.dtype == jnp.float64:
-        raise NotImplementedError("z is float64, which the Pallas kernel does not take: use 'xla'.")
-    platform = jax.default_backend()
-    if not interpret and platform not in TILES:
-        raise NotImplementedError(
-            f"implementation='pallas' runs on GPU and TPU, and this is {platform}: use 'xla', or "
-            "'pallas_interpret' for tests."
-        )
-
-
-@functools.partial(jax.jit, static_argnames=("tile", "interpret"))
-def region_gate(z, bits, care, *, sharpness, tile: Tile, interpret=False):
+def region_gate(z, bits, care, *, sharpness, platform: str, interpret: bool = False):
     """The gates by tiles of rows and regions; arguments as checked by the public function."""
-    rows, count = z.shape
+    tile, (rows, count) = TILES[platform], z.shape
     regions, width = bits.shape
     if care is None:
         care = jnp.full_like(bits, 255)

@@ -1,17 +1,4 @@
-"""MUter: unlearning from adversarially trained models (Liu et al., ICCV 2023).
-
-Removing rows F moves the optimum of ``sum_i max_delta loss(w, x_i + delta)`` by
-
-    w_u = w* + [M - sum_F D_i]^-1 sum_F grad loss_i(w*),      M = sum_i D_i,       (Eq. 10)
-
-with ``D_i`` the total Hessian of row i. The paper's D (Eq. 4) takes the perturbation for an
-unconstrained maximum, which an attack in a ball never is. Ours is that of the constrained
-maximum (``mode="kkt"``); the paper's is kept as ``mode="paper"``, and so are the six methods that
-it compares with. ``docs/papers/muter.md`` shows the difference.
-
-Three stages: :func:`prepare` the memory, :func:`remove` rows (as often as asked), and the memory
-that it returns is ready for the next request. :func:`unlearner` trains as well.
-"""
+"""The three stages of MUter: the memory of a model, the step, and the memory after it."""
 
 import dataclasses
 import functools
@@ -23,10 +10,10 @@ import jax.flatten_util
 import jax.numpy as jnp
 
 from jaxunlearn import _validate, tree
-from jaxunlearn.primitives.adversarial import Inner, inner_curvature, inspect, refine
 from jaxunlearn.primitives.balls import Ball
 from jaxunlearn.primitives.curvature import total_matrix, total_product
 from jaxunlearn.primitives.gradients import gradient_sum
+from jaxunlearn.primitives.inner import Inner, inner_curvature, inspect, perturbed
 from jaxunlearn.primitives.solve import CG, Cholesky, solve
 from jaxunlearn.training.adversarial import floor
 from jaxunlearn.types import Array, Dataset, LossFn, Params, Status
@@ -96,7 +83,7 @@ class Memory(NamedTuple):
       params: the original parameters ``w*``; steps always start here.
       delta: ``float[n, ...]``, the inner maxima at ``w*`` (zeros for the clean methods).
       trusted: ``bool[n]``, rows whose total Hessian counts.
-      removed: ``bool[n]``.
+      removed: ``bool[n]``, or ``float[n]`` in [0, 1] once rows were removed in part.
       matrix: ``float[p, p]``, the sum of the Hessians of the rows not removed; ``()`` if
         matrix-free.
       gradient: like ``params``, the sum of the removed rows' gradients.
@@ -143,8 +130,8 @@ def prepare(
       tolerance: of the mean gradient; a larger one is warned of.
 
     Returns:
-      A :class:`Memory`. Rows without a strict inner maximum count with their direct Hessian and
-      are counted in ``diagnostics.fallback``.
+      A :class:`Memory`. Rows without a strict inner maximum count with their direct Hessian, are
+      counted in ``diagnostics.fallback`` and warned of.
 
     Cost: 34 input gradients a row to check the maxima, and one :func:`total_matrix` if dense.
     Memory: ``p^2`` floats if dense, and ``delta``.
@@ -176,10 +163,18 @@ def prepare(
         curvature = jnp.full(n, jnp.inf, delta.dtype)
     trusted = (curvature > 0) & (inner.residual < WORST_RESIDUAL)
     gradient = gradient_sum(
-        loss_fn, params, _perturbed(data, delta), weights=kept, chunk=min(CHUNK, n)
+        loss_fn, params, perturbed(data, delta), weights=kept, chunk=min(CHUNK, n)
     )
     size = jnp.stack([jnp.abs(g).max() for g in jax.tree.leaves(gradient)]).max()
     optimality = size / jnp.maximum(kept.sum(), 1)
+    fallback = jnp.sum(kept & ~trusted).astype(jnp.int32)
+    if _validate.known(fallback) and fallback:
+        warnings.warn(
+            f"{fallback} of {kept.sum()} rows have no strict inner maximum at their delta (largest "
+            f"residual {inner.residual.max():.2g}, smallest curvature {curvature.min():.2g}): they "
+            "count with their direct Hessian. Search longer, or refine.",
+            stacklevel=2,
+        )
     if _validate.known(optimality) and not optimality <= floor(tolerance, optimality):
         warnings.warn(
             f"params is no optimum: its mean gradient reaches {float(optimality):.2g}, above "
@@ -198,7 +193,7 @@ def prepare(
         optimality=optimality,
         inner_residual=least(inner.residual, 0.0).max(),
         inner_curvature=least(curvature, jnp.inf).min(),
-        fallback=jnp.sum(kept & ~trusted).astype(jnp.int32),
+        fallback=fallback,
         residual=zero,
         iterations=jnp.int32(0),
         curvature=zero + jnp.inf,
@@ -261,10 +256,24 @@ def remove(
     n = data.y.shape[0]
     if jnp.shape(forget) != (n,):
         raise ValueError(f"forget has shape {jnp.shape(forget)}, but must be ({n},).")
+    forget = jnp.asarray(forget)
+    if _validate.known(forget) and not ((forget >= 0) & (forget <= 1)).all():
+        raise ValueError("forget must be a mask, or shares of rows within [0, 1].")
     if isinstance(memory.matrix, tuple) and not isinstance(solver, CG):
         raise ValueError(f"solver={solver!r} needs the matrix: prepare(dense=True), or give CG().")
-    fixed = {"loss_fn": loss_fn, "ball": ball, "mode": rule.mode, "solver": solver}
-    params, memory = _remove(memory, data, forget, rule.downdate, **fixed, terms=terms)
+    how = {"ball": ball, "mode": rule.mode, "terms": terms}
+    asked = jnp.where(memory.removed > 0, 0, _validate.as_weights(forget))
+    at, chunk = perturbed(data, memory.delta), min(CHUNK, n)
+    b = gradient_sum(loss_fn, memory.params, at, weights=asked, chunk=chunk)
+    b = tree.add_scaled(memory.gradient, 1, b)
+    if isinstance(memory.matrix, tuple):
+        answer = functools.partial(_by_products, loss_fn=loss_fn, solver=solver, **how)
+        params, memory = answer(memory, data, forget, asked, b, rule.downdate)
+    else:
+        given = loss_fn, memory.params, data, memory.delta
+        own = total_matrix(*given, weights=asked, trusted=memory.trusted, **how)
+        given = memory, data, forget, asked, b, own, rule.downdate
+        params, memory = _by_matrix(*given, solver=solver)
     lost = memory.diagnostics.lost_class
     if _validate.known(lost) and lost:
         warnings.warn(
@@ -275,41 +284,37 @@ def remove(
     return params, memory
 
 
+@functools.partial(jax.jit, static_argnames="solver")
+def _by_matrix(memory: Memory, data, forget, asked, b, own, downdate, *, solver):
+    out = solve(memory.matrix - downdate * own, b, solver=solver)
+    return _stepped(memory._replace(matrix=memory.matrix - own), data, forget, asked, b, out)
+
+
 @functools.partial(jax.jit, static_argnames=("loss_fn", "ball", "mode", "solver", "terms"))
-def _remove(memory: Memory, data, forget, downdate, *, loss_fn, ball, mode, solver, terms):
-    params, n = memory.params, data.y.shape[0]
-    asked = jnp.where(memory.removed, 0, _validate.as_weights(forget))
-    removed = memory.removed | (asked > 0)
-    how = {"ball": ball, "mode": mode, "terms": terms, "trusted": memory.trusted}
-    some = gradient_sum(
-        loss_fn, params, _perturbed(data, memory.delta), weights=asked, chunk=min(CHUNK, n)
-    )
-    b = tree.add_scaled(memory.gradient, 1, some)
-    if isinstance(memory.matrix, tuple):
-        kept = jnp.where(memory.removed, 0, 1 - asked * downdate)
+def _by_products(memory: Memory, data, forget, asked, b, downdate, *, loss_fn, solver, **how):
+    kept = 1 - _validate.as_weights(memory.removed) - asked * downdate
+    how |= {"weights": kept, "trusted": memory.trusted, "chunk": CHUNK}
+    product = lambda v: total_product(loss_fn, memory.params, data, memory.delta, v, **how)
+    return _stepped(memory, data, forget, asked, b, solve(product, b, solver=solver))
 
-        def product(v):
-            given = params, data, memory.delta, v
-            return total_product(loss_fn, *given, weights=kept, chunk=CHUNK, **how)
 
-        after, system = (), product
-    else:
-        own = total_matrix(loss_fn, params, data, memory.delta, weights=asked, **how)
-        after = memory.matrix - own
-        system = memory.matrix - downdate * own
-    out = solve(system, b, solver=solver)
+def _stepped(memory: Memory, data, forget, asked, b, out) -> tuple[Params, Memory]:
+    """The parameters after the solve, and the memory for the next request."""
+    whole = memory.removed.dtype == bool and forget.dtype == bool
+    # A row removed in part remains in part.
+    removed = memory.removed | forget if whole else memory.removed + asked
     decrease = jnp.sum(jnp.stack(jax.tree.leaves(jax.tree.map(jnp.vdot, b, out.x)))) / 2
     diagnostics = memory.diagnostics._replace(
         residual=out.residual,
         iterations=out.iterations,
         curvature=out.curvature.astype(out.residual.dtype),
         decrease=decrease.astype(out.residual.dtype),
-        lost_class=_lost_class(data.y, memory.removed, removed),
+        lost_class=_lost_class(data.y, memory.removed > 0, removed > 0),
     )
     memory = memory._replace(
-        removed=removed, matrix=after, gradient=b, diagnostics=diagnostics, status=out.status
+        removed=removed, gradient=b, diagnostics=diagnostics, status=out.status
     )
-    return tree.add_scaled(params, 1, out.x), memory
+    return tree.add_scaled(memory.params, 1, out.x), memory
 
 
 def _lost_class(y, before, after) -> Array:
@@ -321,107 +326,3 @@ def _lost_class(y, before, after) -> Array:
         return jnp.any((kept[alike] == 0) & (after & ~before)[order])
     kept = jnp.any((y[:, None] == y[None]) & ~after[None], 1)
     return jnp.any(after & ~before & ~kept)
-
-
-def refresh(
-    loss_fn: LossFn,
-    params: Params,
-    memory: Memory,
-    data: Dataset,
-    *,
-    ball: Ball,
-    solver: CG | Cholesky = Cholesky(),
-    steps: int = 1,
-    attack_steps: int = 5,
-) -> Params:
-    """Newton steps on the remaining rows after :func:`remove`: no longer unlearning by the request.
-
-    ``w <- w - M_r^-1 sum_kept grad loss_i(w, delta_i(w))`` with the matrix of the memory and the
-    inner maxima found anew, from the old ones. It needs the remaining rows, which the paper's
-    method does not, and costs a pass over them; two or three steps are a retraining by Newton's
-    method, so say so where you use it.
-
-    Args:
-      loss_fn, ball: as before.
-      params: the parameters after :func:`remove`.
-      memory: after :func:`remove`, with its matrix; the clean methods have none that fits.
-      data: all rows.
-      solver: of the linear system.
-      steps: Newton steps.
-      attack_steps: Newton steps for the inner maxima in each.
-
-    Cost: a step is ``attack_steps`` inner refinements of all rows and one solve.
-
-    Example:
-      >>> data = Dataset(jnp.array([[1.0], [3.0]]), jnp.array([0, 0]))
-      >>> loss_fn = lambda w, row: 0.25 * jnp.sum((w - row.x) ** 4)
-      >>> from jaxunlearn.primitives.balls import L2Ball
-      >>> delta, ball = jnp.array([[-0.5], [0.5]]), L2Ball(0.5)
-      >>> memory = prepare(loss_fn, jnp.array([2.0]), data, delta, ball=ball)
-      >>> params, after = remove(loss_fn, memory, data, jnp.array([False, True]), ball=ball)
-      >>> again = refresh(loss_fn, params, after, data, ball=ball)
-      >>> f"{params[0]:.3f} {again[0]:.3f}"  # the remaining optimum is 1
-      '1.500 1.352'
-    """
-    _validate.whole(steps=steps, attack_steps=attack_steps)
-    kept = ~memory.removed
-    for _ in range(steps):
-        delta = refine(loss_fn, params, data, memory.delta, ball=ball, steps=attack_steps).delta
-        g = gradient_sum(
-            loss_fn, params, _perturbed(data, delta), weights=kept, chunk=min(CHUNK, kept.size)
-        )
-        system = memory.matrix
-        if isinstance(system, tuple):
-            given = {"weights": kept, "ball": ball, "trusted": memory.trusted, "chunk": CHUNK}
-            system = functools.partial(_product, loss_fn, params, data, delta, given)
-        params = tree.add_scaled(params, -1, solve(system, g, solver=solver).x)
-    return params
-
-
-def influence(
-    loss_fn: LossFn, memory: Memory, data: Dataset, rows: Array, *, damping: float = 0.0
-) -> Params:
-    """The leave-one-out adversarial influence function, Definition 2 of the paper, for some rows.
-
-    ``I_i = -[(1/n) sum_j D_j]^-1 grad loss_i``: the change of the parameters per weight added to
-    row i. Removing it moves them by ``-I_i / n``, the paper's sign being that of adding.
-
-    Args:
-      loss_fn: as before.
-      memory: from :func:`prepare` with a matrix; n counts its rows not removed.
-      data: all rows.
-      rows: ``int[k]``, row numbers.
-      damping: added to the matrix of the mean.
-
-    Returns:
-      A pytree like the parameters, leaves ``[k, ...]``.
-
-    Cost: one factorisation, and two triangular solves a row.
-
-    Raises:
-      ValueError: a memory without a matrix.
-
-    Example:
-      >>> data = Dataset(jnp.array([[1.0], [3.0]]), jnp.array([0, 0]))
-      >>> loss_fn = lambda w, row: 0.5 * jnp.sum((w - row.x) ** 2)
-      >>> from jaxunlearn.primitives.balls import L2Ball
-      >>> delta = jnp.array([[-0.5], [0.5]])
-      >>> memory = prepare(loss_fn, jnp.array([2.0]), data, delta, ball=L2Ball(0.5))
-      >>> influence(loss_fn, memory, data, jnp.array([1])).tolist()  # weight on 3 pulls up
-      [[1.5]]
-    """
-    if isinstance(memory.matrix, tuple):
-        raise ValueError("influence needs the matrix: prepare the memory with dense=True.")
-    kept = jnp.maximum(jnp.sum(~memory.removed), 1)
-    at = jax.tree.map(lambda leaf: leaf[rows], _perturbed(data, memory.delta))
-    grads = jax.vmap(jax.grad(loss_fn), in_axes=(None, 0))(memory.params, at)
-    step = lambda g: solve(memory.matrix / kept, g, solver=Cholesky(damping)).x
-    return jax.tree.map(jnp.negative, jax.vmap(step)(grads))
-
-
-def _product(loss_fn, params, data, delta, how, v):
-    return total_product(loss_fn, params, data, delta, v, **how)
-
-
-def _perturbed(data: Dataset, delta: Array) -> Dataset:
-    return data._replace(x=data.x + delta)

@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn import _sharding, _validate, tree
-from jaxunlearn.methods import muter
+from jaxunlearn.methods.muter.remaining import refresh
+from jaxunlearn.methods.muter.stages import RULES, prepare, remove
 from jaxunlearn.models.losses import cross_entropy
 from jaxunlearn.primitives.adversarial import PGDConfig, pgd
 from jaxunlearn.primitives.balls import Ball, L2Ball
@@ -90,17 +91,18 @@ def unlearner(
       model: its ``init`` returns the frozen layers, pretrained on other data.
       train: only its ``epochs`` count, as those of the other methods: ``state.grads``.
       config: settings.
-      method: a name in ``muter.RULES``.
+      method: a name in ``RULES``.
 
     Returns:
       An :class:`~jaxunlearn.Unlearner`. ``status`` is NOT_CONVERGED if the training or the solve
       stopped early, INDEFINITE if the matrix is not positive definite.
 
     Cost: ``fit`` takes some ``20 newton_steps`` input gradients a row and as many matrices as
-    Newton steps; see ``muter.remove`` for requests.
+    Newton steps; see :func:`~jaxunlearn.methods.muter.remove` for requests.
 
     Raises:
-      ValueError: an unknown method, or ``head`` that names no part of the parameters.
+      ValueError: an unknown method, ``refresh`` for one that has no matrix for it, or ``head``
+        that names no part of the parameters.
 
     Example:
       >>> from jaxunlearn import models
@@ -112,7 +114,12 @@ def unlearner(
       >>> int(after.status), int(after.memory.diagnostics.fallback)
       (0, 0)
     """
-    _validate.one_of(muter.RULES, method=method)
+    _validate.one_of(RULES, method=method)
+    if config.refresh and RULES[method].mode != "kkt":
+        raise ValueError(
+            f"refresh={config.refresh} takes Newton steps with MUter's matrix, which "
+            f"method={method!r} has not: give refresh=0."
+        )
     fixed = {"model": model, "config": config, "method": method}
 
     def fit(key: Array, data: Dataset) -> State:
@@ -125,6 +132,15 @@ def unlearner(
                 f"adversarial training stopped at a mean gradient of {float(found.gradient):.2g}, "
                 f"above tolerance={config.tolerance:.2g}: the step assumes an optimum. Kinks of "
                 "ReLU, a box or a large radius do this; see newton_steps, ball and l2.",
+                stacklevel=2,
+            )
+        figures = state.memory.diagnostics
+        if _validate.known(figures.fallback) and figures.fallback:
+            warnings.warn(
+                f"{int(figures.fallback)} of {data.y.shape[0]} rows have no strict inner maximum "
+                f"(largest residual {float(figures.inner_residual):.2g}, smallest curvature "
+                f"{float(figures.inner_curvature):.2g}): they count with their direct Hessian. "
+                "With more than a few, retrain instead.",
                 stacklevel=2,
             )
         return state
@@ -165,14 +181,14 @@ def _prepared(found, params, data, *, model, config, method) -> State:
     head, join, loss_fn = _last_layer(model, config, params)
     n = data.y.shape[0]
     how = {"ball": config.ball, "terms": config.terms, "tolerance": config.tolerance}
-    how |= {"rule": muter.RULES[method], "dense": _dense(config, head)}
+    how |= {"rule": RULES[method], "dense": _dense(config, head)}
     delta = found.inner.delta
     status = jnp.where(found.converged, Status.OK, Status.NOT_CONVERGED)
     attack = config.attack.restarts * (config.attack.steps + 1)
     return State(
         params=join(found.params),
         removed=jnp.zeros(n, bool),
-        memory=muter.prepare(loss_fn, found.params, _wide(data), delta, **how),
+        memory=prepare(loss_fn, found.params, _wide(data), delta, **how),
         # Counted as backward passes: the attack, and what a Newton step takes at least.
         grads=jnp.float32(n) * (attack + 20 * found.steps.astype(jnp.float32) + 1),
         status=_finite(found.params, status),
@@ -185,14 +201,14 @@ def _unlearn(key, state, data, forget, *, model, config, method) -> State:
     head, join, loss_fn = _last_layer(model, config, state.params)
     wide, n = _wide(data), data.y.shape[0]
     how = {"ball": config.ball, "solver": _solver(config, head)}
-    rule = muter.RULES[method]
+    rule = RULES[method]
     given = loss_fn, state.memory, wide, forget
-    head, memory = muter.remove(*given, rule=rule, terms=config.terms, **how)
+    head, memory = remove(*given, rule=rule, terms=config.terms, **how)
     spent = jnp.sum(forget & ~state.removed).astype(jnp.float32)
     if isinstance(memory.matrix, tuple):
         spent = spent + 4 * n * memory.diagnostics.iterations.astype(jnp.float32)
     if config.refresh:
-        head = muter.refresh(loss_fn, head, memory, wide, steps=config.refresh, **how)
+        head = refresh(loss_fn, head, memory, wide, steps=config.refresh, **how)
         spent = spent + 20 * n * config.refresh
     if config.noise:
         leaves, structure = jax.tree.flatten(head)

@@ -1,0 +1,154 @@
+"""Figure 4, Figure 5 and Table 2 of the MUter paper: a network's last layer, attacked in pixels."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import muter_pixel
+from jaxunlearn.audit import intervals
+from jaxunlearn.methods import muter
+from jaxunlearn.primitives.balls import L2Ball
+
+ROWS = 200
+SEEDS = 3
+NOISE = (0.005, 0.01, 0.02, 0.03)
+# Seconds in Table 2 of the paper for 1, 5 and 10 rows: Lacuna-10, WRN-28-10.
+PAPER_SECONDS = {
+    "Fisher": (1.47, 7.76, 15.51),
+    "Fisher-delta": (1.66, 8.41, 16.82),
+    "MUter": (4.18, 21.37, 41.69),
+    "Retrain": (935, 934, 932),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A network and where it is attacked."""
+
+    act: str
+    radius: float
+    box: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.act}-{'box' if self.box else 'l2'}-{self.radius}"
+
+
+FIRST = Setting("tanh", 0.15)
+SETTINGS = [FIRST, Setting("relu", 0.15), Setting("tanh", 0.4), Setting("tanh", 0.02, True)]
+SETTINGS += [Setting("tanh", 0.05), Setting("relu", 0.05), Setting("relu", 0.02, True)]
+
+
+def case(setting: Setting) -> dict[str, Any]:
+    """All seeds of a setting; the first setting with all methods, accuracies and noise."""
+    runs = []
+    for seed in range(SEEDS):
+        first = setting == FIRST
+        how = {"rows": ROWS, "box": setting.box, "steps": 20, "compare": first}
+        # The two that are to be told apart also go without the matrix.
+        how |= {"robust": first, "free": setting.radius == FIRST.radius and seed == 0}
+        removals = (1, 3, 6, 10, 15) if first else (1, 10)
+        runs.append(
+            muter_pixel.experiment(setting.act, setting.radius, seed, removals=removals, **how)
+        )
+    out = {"setting": dataclasses.asdict(setting), "runs": runs}
+    return {**out, "noise": noise(setting)} if setting == FIRST else out
+
+
+def noise(setting: Setting) -> list[dict[str, float]]:
+    """Figure 5: Gaussian noise on the last layer after 5% of the rows are unlearned."""
+    it, ball = muter_pixel.problem(setting.act, 0, ROWS), L2Ball(setting.radius)
+    start = muter_pixel.optimum(it, ball, 0, steps=20)
+    forget = jnp.arange(ROWS) < ROWS // 20
+    again = muter_pixel.retrained(it, ball, start, forget, steps=20).params
+    given = it.loss_fn, start.params, it.train, start.inner.delta
+    memory = muter.prepare(*given, ball=ball)
+    step, _ = muter.remove(it.loss_fn, memory, it.train, forget, ball=ball)
+    flat, unravel = ravel_pytree(step)
+    lines = []
+    for sigma in NOISE:
+        draws = []
+        for seed in range(5):
+            drawn = sigma * jax.random.normal(jax.random.key(seed), flat.shape, flat.dtype)
+            w = unravel(flat + drawn)
+            robust = muter_pixel.robust_accuracy(it, w, ball)
+            draws.append(
+                (muter_pixel.distance(w, again), muter_pixel.clean_accuracy(it, w), robust)
+            )
+        distance, clean, robust = np.mean(draws, 0)
+        lines.append({"sigma": sigma, "distance": distance, "clean": clean, "robust": robust})
+    return lines
+
+
+def show(cases: list[dict[str, Any]], console: Console) -> None:
+    """How well each setting converged, and distances over that of no-op; then accuracies."""
+    names = ("muter", "muter + refresh", "muter, PGD-10 raw", "muter, PGD-10 refined")
+    names = (*names, "muter_newton_delta")
+    heads = ("setting", "k", "gradient", "residual", "fallback", "FD kkt / direct")
+    title = f"Last layer, attack on pixels, {ROWS} rows: distance to Retrain over that of no-op"
+    table = Table(*heads, *names, title=f"{title} (geometric mean and 95% interval)")
+    for it in cases:
+        runs, setting = it["runs"], Setting(**it["setting"])
+        most = lambda key, runs=runs: max(run[key] for run in runs)
+        head = [setting.name, "", f"{most('gradient'):.0e}", f"{most('inner_residual'):.0e}"]
+        head += [", ".join(str(run["fallback"]) for run in runs)]
+        head += [f"{most('fd_kkt'):.0e} / {most('fd_direct'):.0e}"]
+        for k in runs[0]["removals"]:
+            lines = [run["removals"][k] for run in runs]
+            head[1] = k
+            table.add_row(*head, *(ratio(lines, name) for name in names))
+            head = [""] * 6
+    console.print(table)
+    for it in cases:
+        for warning in it["warnings"]:
+            console.print(f"{Setting(**it['setting']).name} warned: {warning}")
+        for run in it["runs"]:
+            for k, line in run["removals"].items():
+                if "matrix-free" in line:
+                    console.print(
+                        f"{Setting(**it['setting']).name}, {k} rows: the matrix-free step is "
+                        f"{line['matrix-free']:.0e} from the dense one ({line['iterations']} steps)"
+                    )
+    for it in cases:
+        if Setting(**it["setting"]) == FIRST:
+            compared(it, console)
+
+
+def ratio(lines: list[dict[str, Any]], name: str) -> str:
+    """Distance over that of no-op, over seeds."""
+    logs = [np.log(line[name] / line["noop"]) for line in lines]
+    mean, low, high = np.exp(intervals.mean_interval(logs))
+    return f"{mean:.2g} [{low:.1g}, {high:.1g}]"
+
+
+def compared(it: dict[str, Any], console: Console) -> None:
+    """The first setting: all methods, accuracies and seconds, and noise."""
+    runs, names = it["runs"], ["muter", *list(muter.RULES)[1:]]
+    removals = list(runs[0]["removals"])
+    title = f"{Setting(**it['setting']).name}: distance over that of no-op"
+    table = Table("", *removals, "s at 1 row", title=title)
+    for name in names:
+        lines = {k: [run["removals"][k] for run in runs] for k in removals}
+        seconds = np.median([line["seconds"][name] for line in lines["1"]])
+        table.add_row(name, *(ratio(lines[k], name) for k in removals), f"{seconds:.2g}")
+    seconds = np.median([run["removals"]["1"]["seconds"]["retrain"] for run in runs])
+    table.add_row("warm Retrain", *["0"] * len(removals), f"{seconds:.2g}")
+    console.print(table)
+    console.print(f"The paper's seconds (Lacuna-10, WRN-28-10): {PAPER_SECONDS}")
+    for k in removals:
+        mean = lambda key, k=k: float(np.mean([run["removals"][k][key] for run in runs]))
+        console.print(
+            f"{k} rows: clean accuracy {mean('clean'):.3f} (Retrain {mean('clean_retrain'):.3f}), "
+            f"robust {mean('robust'):.3f} ({mean('robust_retrain'):.3f})"
+        )
+    for line in it["noise"]:
+        console.print(
+            f"noise {line['sigma']}: distance {line['distance']:.3g}, clean {line['clean']:.3f}, "
+            f"robust {line['robust']:.3f}"
+        )
