@@ -62,7 +62,7 @@ def test_doing_nothing_is_seen_and_retraining_is_not(records):
     assert abs(retrain["ulira"]["value"] - 0.5) < 0.08 < noop["ulira"]["value"] - 0.5
     assert noop["epsilon"]["value"] > 2 * retrain["epsilon"]["value"]
     assert noop["acc_forget"][0] > noop["acc_forget_null"][0] + 0.05
-    assert noop["relearn"]["value"] == 0 < noop["relearn"]["null"][0]
+    assert noop["relearn"]["interval"][1] < noop["relearn"]["null"][1]
     # The vulnerable rows are those that a model gets wrong without having seen them.
     vulnerable = records["noop", "vulnerable"]
     gap = lambda r: r["acc_forget"][0] - r["acc_forget_null"][0]
@@ -172,6 +172,7 @@ def test_killed_between_blocks(task, monkeypatch):
     assert abs(audit.ulira(u, a, null=b).value - 0.5) < 0.08
 
 
+@pytest.mark.slow
 def test_a_slow_method_gets_fewer_models(task, monkeypatch):
     methods = {"logit_mask@slow": registry.get("logit_mask").config}
     short = task._replace(config=dataclasses.replace(task.config, seconds=1e-9))
