@@ -115,13 +115,13 @@ def spread_gap() -> dict[str, float]:
     clients = gather(rows, partition.iid(0, 16 * 20, 16))
     mesh = jax.make_mesh((jax.device_count(),), ("clients",))
     key, loss_fn = jax.random.key(0), cross_entropy(model.apply)
-    server = begin(model.init(key, rows.x[:1]), 16)
-    found = {}
+    params, found = model.init(key, rows.x[:1]), {}
     # The mean gradient, and soft steps: at a sign, rounding alone would show as a full step.
     for name, method in (
         ("fedavg", FEDAVG),
         ("ffmu", rule(FFMUConfig(local="soft", server="soft"))),
     ):
+        server = begin(params, 16, rule=method)
         ends = [
             advance(key, loss_fn, server, some, config=plan(2, 0.02, chunk=8), rule=method).params
             for some in (clients, spread(clients, mesh))

@@ -347,7 +347,7 @@ def advance(
     others cost what the largest costs.
 
     Raises:
-      ValueError: no client with any row; more rounds than are left; a rule that does not exist.
+      ValueError: no client with any row; more rounds than are left; a server of another rule.
 
     Example:
       >>> from jaxunlearn import federated
@@ -367,6 +367,11 @@ def advance(
     _validate.whole(0, rounds=rounds)
     if rounds > left:
         raise ValueError(f"rounds={rounds} is more than the {left} that are left.")
+    memory = jax.eval_shape(rule.server.init, server.params)
+    if jax.tree.structure(memory) != jax.tree.structure(server.memory):
+        raise ValueError(
+            "server was begun under another rule: make it with begin(params, clients, rule=rule)."
+        )
     weights = clients.weights
     if _validate.known(weights) and weights.is_fully_addressable and not (weights > 0).any():
         raise ValueError("clients have no row of non-zero weight: nothing remains to train on.")

@@ -219,6 +219,9 @@ def test_table_and_csv(tmp_path):
         print_front(front, "jsd", console=console)
     text = console.export_text()
     assert "ConMU: alpha 0" in text and "ConMU: alpha 1" not in text
+    knobs = text[text.index("Knob by knob") :].splitlines()
+    row = next(line for line in knobs if "ConMU: alpha" in line)
+    assert [cell.strip() for cell in row.split("│")[2:6]] == ["0", "10.0", "90.5", "30.00"]
     assert "doing nothing" in text and "1 of 3 settings of ConMU" in text
     rows = list(csv.DictReader(io.StringIO(write_front(front, tmp_path / "f.csv").read_text())))
     assert [row["alpha"] for row in rows] == ["", "", "0", "1", "2"]

@@ -436,20 +436,22 @@ DIES = """if client == 1 and os.environ.get("FEDAPP_OUT"):
 
 @pytest.mark.slow
 def test_a_client_that_dies_in_mid_round(tmp_path):
-    with Deployment(tmp_path, timeout=60, trouble=DIES) as deployment:
+    with Deployment(tmp_path, rounds=1, timeout=150, trouble=DIES) as deployment:
         params, faults = deployment.run()
-    assert {fault.round for fault in faults} == {0, 1} and len({f.node for f in faults}) == 1
-    assert_close(params, in_one_process(without=[[1], [1]]))
+    (fault,) = faults
+    assert fault.round == 0 and fault.client is None
+    one = FederatedConfig(rounds=1, local=CONFIG.local)
+    assert_close(params, in_one_process(one, without=[[1]]))
 
 
 SLOW = """if client == 2:
         import time
-        time.sleep(200)"""
+        time.sleep(600)"""
 
 
 @pytest.mark.slow
 def test_a_straggler_is_left_behind(tmp_path):
-    with Deployment(tmp_path, rounds=1, timeout=60, trouble=SLOW) as deployment:
+    with Deployment(tmp_path, rounds=1, timeout=150, trouble=SLOW) as deployment:
         params, faults = deployment.run()
     (fault,) = faults
     assert fault.what.startswith("no answer in time")

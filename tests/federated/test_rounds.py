@@ -248,6 +248,12 @@ BAD = {
     "chunk": (lambda c: FederatedConfig(chunk=0), "chunk=0"),
     "participants": (lambda c: FederatedConfig(participants=-1), "participants=-1"),
     "upload": (lambda c: run(c, rule=Rule(upload="chang")), "Did you mean 'change'"),
+    "other rule": (
+        lambda c: advance(
+            KEY, LOSS, begin(START, K), c, config=CONFIG, rule=Rule(server=optax.trace(0.5))
+        ),
+        "server was begun under another rule",
+    ),
     "nobody": (lambda c: run(c._replace(weights=0 * c.weights)), "no row of non-zero weight"),
     "clip": (lambda c: clipped_mean(0.0), "norm=0.0"),
 }
