@@ -14,7 +14,7 @@ PUBLIC = {
         LogitMaskConfig NoopConfig RetrainConfig SISAConfig WoodFisherConfig feature_unlearning
         finetune gradient_ascent influence influence_woodfisher mask_logits retrain sisa_logits
     """,
-    experiments: "CompareConfig Records compare read_records",
+    experiments: "CompareConfig FrontierConfig Records compare frontier read_records",
 }
 
 
