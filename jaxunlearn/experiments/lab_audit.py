@@ -152,7 +152,7 @@ def audit_method(
             record[key]["histogram"] = histogram(report.detail["epsilons"])
             record[key]["null_histogram"] = histogram(report.detail["null_epsilons"])
     if play is not None and bench.stored(f"{name}/game"):
-        report = game_report(bench, name, family, play)
+        report = game_report(bench, name, play)
         if report is not None:
             record["ruli"] = shown(report)
     return record
@@ -189,8 +189,8 @@ def reports(bench: Bench, found: Arm, a: Arm, b: Arm, y, test_y):
             continue
 
 
-def game_report(bench: Bench, name: str, family: str, play: Game) -> AuditReport | None:
-    """RULI's privacy test of one method, beside retraining by the same rule where it was played."""
+def game_report(bench: Bench, name: str, play: Game) -> AuditReport | None:
+    """RULI's privacy test of one method, beside ordinary retraining; None without models."""
     blocks = min(bench.stored(f"{name}/game"), bench.stored(f"{RETRAIN}/game"))
     if blocks == 0:
         return None

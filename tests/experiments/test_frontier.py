@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import itertools
+import shutil
 
 import numpy as np
 import pytest
@@ -89,19 +90,21 @@ def test_a_point_is_what_a_comparison_records(finished, tmp_path):
 
 
 def test_goes_on_where_it_stopped_and_may_grow(finished, tmp_path):
-    _, records = finished
-    small = FrontierConfig(**OPTIONS, out=tmp_path, chunk=2)
-    first = frontier(dataclasses.replace(small, grid=("alpha=0", "proxy_epochs=0,1")))
-    lines = (tmp_path / "records.jsonl").read_bytes()
-    (tmp_path / "records.jsonl").write_bytes(lines[: len(lines) - 40])  # killed while writing
+    out, records = finished
+    folder = shutil.copytree(out, tmp_path / "copy")
+    lines = (folder / "records.jsonl").read_bytes().splitlines(keepends=True)
+    kept = len(lines) - 5  # killed within a chunk, while writing
+    (folder / "records.jsonl").write_bytes(b"".join(lines[:kept]) + lines[kept][:40])
+    small = FrontierConfig(**OPTIONS, out=folder)
     again = frontier(small)
-    assert len(again) == len(records) > len(first)
-    ids = [r["run_id"] for r in read_records(tmp_path)]
+    assert [r["run_id"] for r in again] == [r["run_id"] for r in records]
+    ids = [r["run_id"] for r in read_records(folder)]
     assert len(ids) == len(set(ids)) == len(records)
     for a, b in zip(again, records, strict=True):
-        assert a["run_id"] == b["run_id"]
         if a["kind"] == "point":
             assert a["jsd_forget"] == pytest.approx(b["jsd_forget"], rel=1e-3, abs=1e-6)
+    more = dataclasses.replace(small, finetune_grid=("epochs=1,3,4", "learning_rate=.01,.1"))
+    assert len(frontier(more)) == len(records) + 2 * 2
     changed = dataclasses.replace(small, settings=("conmu.gamma=1", *OPTIONS["settings"]))
     with pytest.raises(ValueError, match="records of another configuration.*base"):
         frontier(changed)
@@ -216,6 +219,9 @@ def test_table_and_csv(tmp_path):
         print_front(front, "jsd", console=console)
     text = console.export_text()
     assert "ConMU: alpha 0" in text and "ConMU: alpha 1" not in text
+    knobs = text[text.index("Knob by knob") :].splitlines()
+    row = next(line for line in knobs if "ConMU: alpha" in line)
+    assert [cell.strip() for cell in row.split("│")[2:6]] == ["0", "10.0", "90.5", "30.00"]
     assert "doing nothing" in text and "1 of 3 settings of ConMU" in text
     rows = list(csv.DictReader(io.StringIO(write_front(front, tmp_path / "f.csv").read_text())))
     assert [row["alpha"] for row in rows] == ["", "", "0", "1", "2"]

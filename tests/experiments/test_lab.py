@@ -59,10 +59,10 @@ def test_records(records):
 def test_doing_nothing_is_seen_and_retraining_is_not(records):
     noop, retrain = records["noop", "random"], records["retrain", "random"]
     assert noop["ulira"]["interval"][0] > noop["ulira"]["null"][2]
-    assert abs(retrain["ulira"]["value"] - 0.5) < 0.05
+    assert abs(retrain["ulira"]["value"] - 0.5) < 0.08 < noop["ulira"]["value"] - 0.5
     assert noop["epsilon"]["value"] > 2 * retrain["epsilon"]["value"]
     assert noop["acc_forget"][0] > noop["acc_forget_null"][0] + 0.05
-    assert noop["relearn"]["value"] == 0 < noop["relearn"]["null"][0]
+    assert noop["relearn"]["interval"][1] < noop["relearn"]["null"][1]
     # The vulnerable rows are those that a model gets wrong without having seen them.
     vulnerable = records["noop", "vulnerable"]
     gap = lambda r: r["acc_forget"][0] - r["acc_forget_null"][0]
@@ -142,6 +142,7 @@ def test_a_method_is_answered_on_the_originals_of_its_group(task):
     assert found.forget_logits.shape == (16, 10, 2) and found.test_logits.shape == (16, 60, 2)
 
 
+@pytest.mark.slow
 def test_killed_between_blocks(task, monkeypatch):
     methods = {"sisa": registry.get("sisa").config}
     whole = lab.Bench(task, REQUESTS, methods)
@@ -171,12 +172,13 @@ def test_killed_between_blocks(task, monkeypatch):
     assert abs(audit.ulira(u, a, null=b).value - 0.5) < 0.08
 
 
+@pytest.mark.slow
 def test_a_slow_method_gets_fewer_models(task, monkeypatch):
-    methods = {"sisa@slow": registry.get("sisa").config}
+    methods = {"logit_mask@slow": registry.get("logit_mask").config}
     short = task._replace(config=dataclasses.replace(task.config, seconds=1e-9))
     bench = lab.Bench(short, REQUESTS, methods)
-    lab_groups.run_group(bench, "sisa@slow", methods, REQUESTS, None)
-    assert bench.stored("sisa@slow/random") == 1
+    lab_groups.run_group(bench, "logit_mask@slow", methods, REQUESTS, None)
+    assert bench.stored("logit_mask@slow/random") == 1
     assert bench.path("x/y", slice(0, 8)) != lab.Bench(
         task, {"random": REQUESTS["random"][::-1]}, {}
     ).path("x/y", slice(0, 8))

@@ -15,6 +15,8 @@ from jaxunlearn.primitives.divergence import (
     kl_of_logs,
 )
 
+pytestmark = pytest.mark.usefixtures("compiled_in_haste")
+
 RNG = np.random.default_rng(0)
 P, Q = RNG.normal(size=(2, 3, 4, 5))
 

@@ -20,6 +20,8 @@ from jaxunlearn.primitives.selection import (
     select,
 )
 
+pytestmark = pytest.mark.usefixtures("compiled_in_haste")
+
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(37, 6)).astype(np.float32), RNG.integers(4, size=37)
 W = RNG.normal(size=(6, 4)).astype(np.float32)

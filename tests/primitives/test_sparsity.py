@@ -7,6 +7,8 @@ import pytest
 
 from jaxunlearn.primitives.sparsity import density, magnitude_mask, one_shot
 
+pytestmark = pytest.mark.usefixtures("compiled_in_haste")
+
 
 def brute_force(params: dict, rate: float) -> dict:
     """One weight after the other: the smallest that is still there, the first of equals."""

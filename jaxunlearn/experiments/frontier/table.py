@@ -59,12 +59,39 @@ def print_front(front: Frontier, privacy: str, *, console: Console | None = None
         cells = [_text(point, key) for key in MEASURES]
         table.add_row(escape(label) + failed, *cells, f"{point.sure[privacy]:.0%}")
     console.print(table)
+    console.print(_knobs(front))
     console.print(verdict(front, privacy), highlight=False)
     console.print(
         "± half a 95% interval over seeds; JSD in thousandths of a nat; cost in sample gradients, "
         "% of Retrain; sure: share of resamples of the seeds in which the setting is on the front.",
         highlight=False,
     )
+
+
+def _knobs(front: Frontier) -> Table:
+    """What each value of a knob does, averaged over the rest of the grid: the paper's Figure 3."""
+    columns = ("cost", "acc_test", "jsd", "frm", "acc_forget")
+    table = Table(title="Knob by knob, mean over the rest of the grid", title_justify="left")
+    table.add_column("knob")
+    table.add_column("value", justify="right")
+    for key in columns:
+        short, _, unit, *_ = MEASURES[key]
+        table.add_column(f"{short} {unit}".strip(), justify="right")
+    values: dict[tuple[str, str], dict[float, list[Point]]] = {}
+    for point in front.points:
+        for knob, value in point.knobs.items():
+            values.setdefault((point.method, knob), {}).setdefault(value, []).append(point)
+    for (method, knob), levels in values.items():
+        for number, (value, points) in enumerate(sorted(levels.items()) if len(levels) > 1 else []):
+            name = "" if number else f"{TITLES.get(method, method)}: {knob}"
+            cells = []
+            for key in columns:
+                _, _, _, scale, decimals, _ = MEASURES[key]
+                mean = sum(p.values[key].estimate for p in points) / len(points)
+                cells.append(f"{scale * mean:.{decimals}f}")
+            last = number == len(levels) - 1
+            table.add_row(escape(name), f"{value:g}", *cells, end_section=last)
+    return table
 
 
 def _text(point: Point, key: str) -> str:
