@@ -131,7 +131,7 @@ def client_updates(
       fraction: of the training that is done, for the schedule.
 
     Example:
-      >>> from jaxunlearn import federated
+      >>> from jaxunlearn import Dataset, federated
       >>> data = Dataset(jnp.array([[1.0], [3.0]]), jnp.zeros(2, int))
       >>> clients = federated.gather(data, federated.partition.of_lists([[0], [1]]))
       >>> distance = lambda params, row: jnp.sum((params - row.x) ** 2)
@@ -248,7 +248,7 @@ def advance(
       ValueError: no client with any row; more rounds than are left; a server of another rule.
 
     Example:
-      >>> from jaxunlearn import federated
+      >>> from jaxunlearn import Dataset, federated
       >>> data = Dataset(jnp.array([[1.0], [3.0]]), jnp.zeros(2, int))
       >>> clients = federated.gather(data, federated.partition.of_lists([[0], [1]]))
       >>> distance = lambda params, row: jnp.sum((params - row.x) ** 2)
@@ -361,7 +361,7 @@ def round_updates(
     Memory: K updates, and the work of one chunk. For certificates and methods that keep updates.
 
     Example:
-      >>> from jaxunlearn import federated
+      >>> from jaxunlearn import Dataset, federated
       >>> data = Dataset(jnp.array([[1.0], [3.0]]), jnp.zeros(2, int))
       >>> clients = federated.gather(data, federated.partition.of_lists([[0], [1]]))
       >>> distance = lambda params, row: jnp.sum((params - row.x) ** 2)
