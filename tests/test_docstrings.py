@@ -30,6 +30,7 @@ PUBLIC = (
     "jaxunlearn.federated.clients",
     "jaxunlearn.federated.federation",
     "jaxunlearn.federated.flower",
+    "jaxunlearn.federated.local",
     "jaxunlearn.federated.partition",
     "jaxunlearn.federated.requests",
     "jaxunlearn.federated.rounds",
