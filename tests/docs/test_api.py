@@ -23,7 +23,8 @@ PUBLIC = (
     "jaxunlearn.training",
 )
 # Tables of names, each described in the text of its page; and modules.
-NO_ENTRY = {"MODELS", "MODES", "DATASETS", "NOISES", "PAPER", "PAPER_TRAIN", "PAPER_CLASS", "OFFICIAL"}
+NO_ENTRY = {"MODELS", "MODES", "DATASETS", "NOISES"}
+NO_ENTRY |= {"PAPER", "PAPER_TRAIN", "PAPER_CLASS", "OFFICIAL"}
 NO_ENTRY |= {"__version__", "audit", "data", "models", "registry"}
 
 
