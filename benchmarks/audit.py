@@ -189,7 +189,7 @@ def true_epsilon(shift: float, delta: float) -> float:
         - np.exp(e) * stats.norm.cdf(-shift / 2 - e / shift)
         - delta
     )
-    return float(optimize.brentq(gap, 0, 100))
+    return float(np.asarray(optimize.brentq(gap, 0, 100)))
 
 
 def calibration(options: Options) -> Result:

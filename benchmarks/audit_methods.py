@@ -1,17 +1,19 @@
 """Every registered method, audited against retrained models, and the table of it."""
 
+import dataclasses
 import json
 import warnings
 from typing import Any
 
 import jax
+import numpy as np
 
 from benchmarks.audit_tasks import FOLDER, digits_task, fashion_task
 from benchmarks.harness import Options, Result
-from jaxunlearn import _progress, data, registry
+from jaxunlearn import _progress, audit, data, registry
 from jaxunlearn._files import atomic_write
 from jaxunlearn.baselines import FineTuneConfig, GradientAscentConfig
-from jaxunlearn.experiments import lab, lab_audit
+from jaxunlearn.experiments import lab, lab_audit, lab_groups
 from jaxunlearn.experiments.records import jsonable
 
 # Beside the published defaults, which hardly move these models.
@@ -20,6 +22,12 @@ MORE = {
     "gradient_ascent@rate .003": GradientAscentConfig(learning_rate=0.003),
 }
 FRACTION = 0.1
+HEADS = (
+    "method", "M", "TA", "RA", "FA gap", "U-LiRA", "ε", "apart", "Fq", "AUC", "RULI v/p", "IC",
+    "relearn",
+)  # fmt: skip
+# Classes whose labels are swapped for the interclass confusion test: shirts, and 3 and 8.
+CONFUSED = {"fashion_mnist": (0, 6), "digits": (3, 8)}
 
 
 # One fit takes minutes: 16 models in each of seven arms of each of eight variants would take days.
@@ -62,10 +70,10 @@ def audited(task: lab.Task) -> tuple[list[dict[str, Any]], dict[str, str]]:
         "random": data.forget_random(key, y, FRACTION),
         "vulnerable": lab_audit.vulnerable(order, round(FRACTION * y.shape[0])),
     }
-    bench = lab.Bench(task)
-    lab_audit.prepare(bench, requests)
-    play = lab.game(task, order)
     wanted, missed = chosen(), {}
+    bench = lab.Bench(task, requests, wanted)
+    lab_audit.prepare(bench, requests)
+    play = lab_groups.game(task, order)
     groups: dict[str, dict[str, Any]] = {}
     for name, config in wanted.items():
         groups.setdefault(lab.group_of(name, config), {})[name] = config
@@ -74,11 +82,42 @@ def audited(task: lab.Task) -> tuple[list[dict[str, Any]], dict[str, str]]:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    lab.run_group(bench, group, members, requests, play)
+                    lab_groups.run_group(bench, group, members, requests, play)
             except Exception as error:  # one method that fails must not take the others with it
                 missed[group] = str(error).split("\n")[0][:200]
                 print(f"{task.name}, {group}: {missed[group]}", flush=True)
-    return lab_audit.audit_all(bench, wanted, requests, play), missed
+        plain = groups["plain"]
+        confusion = confused(task, plain)
+    records = lab_audit.audit_all(bench, wanted, requests, play)
+    for record in records:
+        record["confusion"] = confusion.get(record["method"])
+    return records, missed
+
+
+def confused(task: lab.Task, members: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Interclass confusion of the methods that share the ordinary training."""
+    classes = CONFUSED[task.name]
+    key = jax.random.fold_in(task.key, 3)
+    train, forget = data.confuse_classes(key, task.splits.train, classes, 0.5)
+    other = task._replace(
+        name=f"{task.name}, confused",
+        splits=task.splits._replace(train=train),
+        config=dataclasses.replace(task.config, models=32, relearn_steps=0),
+    )
+    requests = {"confused": forget}
+    bench = lab.Bench(other, requests, members)
+    lab_audit.prepare(bench, requests)
+    lab_groups.run_group(bench, "plain", members, requests, None)
+
+    def errors(what: str) -> np.ndarray:
+        logits, y = bench.arm(what).test_logits, bench.test.y
+        return np.array([audit.interclass_error(one, y, classes) for one in logits])
+
+    null = errors("plain/B/confused")
+    return {
+        name: lab_audit.shown(audit.confusion_report(errors(f"{name}/confused"), null=null))
+        for name in members
+    }
 
 
 def table(records: list[dict[str, Any]]) -> list[str]:
@@ -86,11 +125,8 @@ def table(records: list[dict[str, Any]]) -> list[str]:
     lines = []
     for request in dict.fromkeys(record["request"] for record in records):
         some = [record for record in records if record["request"] == request]
-        columns = (
-            "method | M | TA | RA | FA − Retrain | U-LiRA | ε | told apart | Fq | AUC | RULI v/p"
-        )
-        lines += [f"**{request} request**", "", f"| {columns} | relearn |"]
-        lines.append("|---|" + "---|" * 11)
+        lines += [f"**{request} request**", "", f"| {' | '.join(HEADS)} |"]
+        lines.append("|---|" + "---|" * (len(HEADS) - 1))
         lines += [f"| {' | '.join(row(record))} |" for record in some]
         null = next((r for r in some if r["method"] == "noop"), some[0])
         lines += [f"| {' | '.join(null_row(null))} |", ""]
@@ -103,6 +139,7 @@ def row(record: dict[str, Any]) -> list[str]:
     ulira, epsilon = record.get("ulira"), record.get("epsilon")
     quality, attack = record.get("quality"), record.get("confidence")
     ruli, again = record.get("ruli"), record.get("relearn")
+    confusion = record.get("confusion")
     beyond = lambda found: "**" if found["interval"][0] > found["null"][2] else ""
     text = lambda value, digits=2: "∞" if value >= 50 else f"{value:.{digits}f}"
     return [
@@ -117,13 +154,14 @@ def row(record: dict[str, Any]) -> list[str]:
         text(quality["value"]) if quality else "–",
         f"{attack['value']:.3f}" if attack else "–",
         f"{ruli['vulnerable_auc']:.2f} / {ruli['protected_auc']:.2f}" if ruli else "–",
+        f"{100 * confusion['value']:.0f}%" if confusion else "–",
         f"{again['value']:.0f}" if again else "–",
     ]
 
 
 def null_row(record: dict[str, Any]) -> list[str]:
     at = lambda name, digits: f"{record[name]['null'][0]:.{digits}f}" if name in record else "–"
-    ruli = record.get("ruli")
+    ruli, confusion = record.get("ruli"), record.get("confusion")
     percent = lambda pair: f"{100 * pair[0]:.1f}"
     return [
         "*retrain vs retrain*",
@@ -137,5 +175,6 @@ def null_row(record: dict[str, Any]) -> list[str]:
         at("quality", 2),
         at("confidence", 3),
         f"{ruli['vulnerable_null_auc']:.2f} / {ruli['protected_null_auc']:.2f}" if ruli else "–",
+        f"{100 * confusion['null'][0]:.0f}%" if confusion else "–",
         at("relearn", 0),
     ]

@@ -10,6 +10,8 @@ from rich.table import Table
 def show_runs(name: str, description: Mapping[str, Any], runs: Mapping[str, Any]) -> None:
     """One workload: what was measured, and the :class:`harness.Run` of every case."""
     rich.print(f"\n[bold]{name}[/]: {', '.join(f'{k} {v}' for k, v in description.items())}")
+    if not runs:
+        return
     table = _table("", "median", "quartiles", "turns", "compile", "memory")
     for label, run in runs.items():
         memory = "" if run.peak_bytes is None else f"{run.peak_bytes / 2**20:.1f} MiB"

@@ -4,7 +4,7 @@ Classes may list their attributes instead.
 """
 
 import ast
-import importlib
+import importlib.util
 import inspect
 import textwrap
 
@@ -15,7 +15,9 @@ PUBLIC = (
     "jaxunlearn",
     "jaxunlearn.audit",
     "jaxunlearn.baselines",
+    "jaxunlearn.baselines.federated",
     "jaxunlearn.certify.budget",
+    "jaxunlearn.certify.federated",
     "jaxunlearn.checkpoint",
     "jaxunlearn.data",
     "jaxunlearn.experiments",
@@ -23,6 +25,15 @@ PUBLIC = (
     "jaxunlearn.kernels",
     "jaxunlearn.methods.conmu",
     "jaxunlearn.methods.conmu.config",
+    "jaxunlearn.federated",
+    "jaxunlearn.federated.aggregate",
+    "jaxunlearn.federated.clients",
+    "jaxunlearn.federated.federation",
+    "jaxunlearn.federated.flower",
+    "jaxunlearn.federated.partition",
+    "jaxunlearn.federated.requests",
+    "jaxunlearn.federated.rounds",
+    "jaxunlearn.methods.ffmu",
     "jaxunlearn.methods.pcmu",
     "jaxunlearn.methods.muter",
     "jaxunlearn.methods.muter.linear",
@@ -67,6 +78,8 @@ PUBLIC = (
     "jaxunlearn.training.linear",
     "jaxunlearn.tree",
 )
+# Modules that need an extra.
+EXTRA = {"jaxunlearn.federated.flower": "flwr"}
 # Two configurations without fields, and what an example elsewhere shows.
 EXEMPT = {
     "jaxunlearn.baselines.noop.NoopConfig",
@@ -80,6 +93,8 @@ def public() -> dict[str, object]:
     """Functions and classes by their names."""
     found = {}
     for path in PUBLIC:
+        if (need := EXTRA.get(path)) and importlib.util.find_spec(need) is None:
+            continue
         module = importlib.import_module(path)
         for name, value in vars(module).items():
             ours = inspect.isclass(value) or callable(value) and hasattr(value, "__module__")

@@ -15,7 +15,7 @@ from jaxunlearn.audit import intervals
 from jaxunlearn.methods import muter
 from jaxunlearn.primitives.balls import L2Ball
 
-ROWS = 300
+ROWS = 200
 SEEDS = 3
 NOISE = (0.005, 0.01, 0.02, 0.03)
 # Seconds in Table 2 of the paper for 1, 5 and 10 rows: Lacuna-10, WRN-28-10.
@@ -41,8 +41,8 @@ class Setting:
 
 
 FIRST = Setting("tanh", 0.15)
-SETTINGS = [FIRST, Setting("tanh", 0.05), Setting("tanh", 0.4), Setting("tanh", 0.02, True)]
-SETTINGS += [Setting("relu", 0.15), Setting("relu", 0.05), Setting("relu", 0.02, True)]
+SETTINGS = [FIRST, Setting("relu", 0.15), Setting("tanh", 0.4), Setting("tanh", 0.02, True)]
+SETTINGS += [Setting("tanh", 0.05), Setting("relu", 0.05), Setting("relu", 0.02, True)]
 
 
 def case(setting: Setting) -> dict[str, Any]:
@@ -115,7 +115,9 @@ def show(cases: list[dict[str, Any]], console: Console) -> None:
                         f"{Setting(**it['setting']).name}, {k} rows: the matrix-free step is "
                         f"{line['matrix-free']:.0e} from the dense one ({line['iterations']} steps)"
                     )
-    compared(cases[0], console)
+    for it in cases:
+        if Setting(**it["setting"]) == FIRST:
+            compared(it, console)
 
 
 def ratio(lines: list[dict[str, Any]], name: str) -> str:

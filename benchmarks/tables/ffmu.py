@@ -140,10 +140,9 @@ def run(options: Options, splits: data.Splits, names: list[str], kept: Records |
     test = jax.tree.map(jnp.asarray, splits.test)
     predict = jax.jit(models.get(options.model, splits.num_classes).apply)
     found: Found = {}
+    made = methods(options, splits.num_classes)
     jobs = [
-        (name, unlearner, seed)
-        for name, unlearner in methods(options, splits.num_classes).items()
-        for seed in range(options.seeds)
+        (name, unlearner, seed) for seed in range(options.seeds) for name, unlearner in made.items()
     ]
     compiled: set[str] = set()
     for name, unlearner, seed in _progress.track(jobs, "methods and seeds", enabled=True):

@@ -53,8 +53,7 @@ def lira(scores, member, *, mode: str = "online", variance: str = "row") -> Audi
     _validate.one_of(VARIANCES, variance=variance)
     scores, member = checked(scores, member)
     ratios = _ratios(scores, member, mode, variance)
-    # Not by 1: models 2k and 2k + 1 of `shadows` have complementary halves.
-    other = np.roll(member, 2, axis=0)
+    other = np.roll(member, 1, axis=0)
     nothing = _ratios(scores, other, mode, variance)
     interval, null = _auc(ratios, member), _auc(nothing, other)
     inside, outside = ratios[member], ratios[~member]

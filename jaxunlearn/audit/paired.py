@@ -22,7 +22,8 @@ def paired_bootstrap(
 ) -> Interval:
     """Mean of ``a - b`` over the same seeds, with a BCa bootstrap interval: no law assumed.
 
-    Below about 20 seeds it covers less than it says; :func:`paired_difference` has a t interval.
+    With few seeds of a skewed law it covers less than it says (86% instead of 95% with 25 seeds of
+    an exponential law); :func:`~jaxunlearn.audit.paired_difference` has a t interval.
 
     Args:
       a: ``float[n]``, one value a seed.

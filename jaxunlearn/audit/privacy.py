@@ -7,6 +7,7 @@ take rows, not models, as the sample: many rows that were in, many that were not
 or few.
 """
 
+import importlib
 import math
 from typing import Any
 
@@ -95,10 +96,9 @@ def privacy_bounds(
 
 def _auditing() -> Any:
     try:
-        from jax_privacy import auditing
+        return importlib.import_module("jax_privacy.auditing")
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
             "jax-privacy is not installed. It is the extra `audit`: "
             'pip install "jaxunlearn[audit]" (with -c constraints.txt, as make does).'
         ) from None
-    return auditing

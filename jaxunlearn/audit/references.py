@@ -8,6 +8,7 @@ model, configuration, key), so what was trained for one request is never taken f
 
 import dataclasses
 import hashlib
+import io
 import os
 import pathlib
 from collections.abc import Callable
@@ -145,8 +146,8 @@ def shadows(
 ) -> Shadows:
     """Models trained on random halves, each row in half of them: what LiRA needs.
 
-    Models 2k and 2k + 1 split the rows between them, so that with an even ``count`` every row is in
-    exactly half of the models.
+    Every model has n / 2 rows and every row is in M / 2 models; apart from that memberships are
+    random (:func:`balanced_halves`).
 
     Args:
       key, model, data, config, cache, block: as for :func:`references`.
@@ -171,16 +172,41 @@ def shadows(
         raise ValueError(
             f"count={count!r} must be even: models are trained on complementary halves."
         )
-    order_key, train_key = jax.random.split(key)
-    orders = jax.vmap(lambda k: jax.random.permutation(k, n))(_keys(order_key, count // 2))
-    first = np.asarray(orders) < n // 2
-    member = np.stack([first, ~first], axis=1).reshape(count, n)
+    half_key, train_key = jax.random.split(key)
+    seed = np.asarray(jax.random.key_data(half_key))
+    member = balanced_halves(np.random.default_rng(seed), count, n)
     params = _trained(
         _keys(train_key, count), lambda rows: member[rows], b"halves", "training shadows", model,
         data, config=config, cache=cache, block=block, key=key,
     )  # fmt: skip
 
     return Shadows(params, jnp.asarray(member))
+
+
+def balanced_halves(rng: np.random.Generator, models: int, rows: int) -> np.ndarray:
+    """``bool[models, rows]``, half of each column and of each row True, else as random as can be.
+
+    Not complementary pairs of models: there one model of a pair would tell of the other, and an
+    attack that leaves one out would see it again in its twin. Random trades between two models, of
+    rows that only one of them has, keep all counts (Strona et al. 2014).
+
+    Args:
+      rng: NumPy's.
+      models: even.
+      rows: of which a model gets ``rows // 2`` or one more.
+
+    Example:
+      >>> half = balanced_halves(np.random.default_rng(0), 8, 10)
+      >>> set(half.sum(0).tolist()), set(half.sum(1).tolist())
+      ({4}, {5})
+    """
+    member = (np.arange(rows)[None] + np.arange(models)[:, None]) % 2 == 0
+    for _ in range(10 * models):
+        a, b = rng.choice(models, 2, replace=False)
+        only = np.flatnonzero(member[a] != member[b])
+        gets = rng.permutation(len(only)) < member[a, only].sum()
+        member[a, only], member[b, only] = gets, ~gets
+    return member
 
 
 def _keys(key: Array, count: int) -> Array:
@@ -271,7 +297,7 @@ def _read(path: pathlib.Path, like: Params, count: int) -> Params | None:
         return None
     shapes, structure = jax.tree.flatten(like)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             leaves = [file[f"{i}"] for i in range(len(shapes))]
     except Exception:  # NumPy and zipfile have an exception for each way to be broken
         return None

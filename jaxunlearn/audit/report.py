@@ -75,8 +75,8 @@ def arms(**named) -> list[np.ndarray]:
             )
         if np.ptp(value) == 0:
             raise ValueError(
-                f"{name} is {value.flat[0]!r} for every model and every row: constant scores tell "
-                "nothing apart. Use a score of the logits that varies, such as logit_confidence."
+                f"{name} is {float(value.flat[0])!r} for every model and every row: constant "
+                "scores tell nothing apart. Use one that varies, such as logit_confidence."
             )
     return list(out.values())
 

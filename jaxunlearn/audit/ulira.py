@@ -117,7 +117,7 @@ def _accuracy(ratios: np.ndarray) -> Interval:
 def ruli(
     unlearned, removed, *, retrained, bandwidth: float | None = None, groups=None
 ) -> AuditReport:
-    """RULI's privacy test: does unlearning leave a trace that rows which were never there lack?
+    """RULI's privacy test: whether unlearning leaves a trace that rows never seen do not have.
 
     M models were each trained with some of the target rows and unlearned those; the other targets
     they never saw. For each row and model: the ratio of kernel densities of its score under the

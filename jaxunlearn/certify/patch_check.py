@@ -187,7 +187,8 @@ def check(file: PatchFile, layers, *, progress: bool = False) -> list[Checked]:
         else:
             try:
                 bounds = file.dual[k], file.low, file.high
-                upper = bound(layers, active[k], int(target[row]), *bounds)
+                with np.errstate(over="ignore", invalid="ignore"):  # nan proves nothing
+                    upper = bound(layers, active[k], int(target[row]), *bounds)
             except ValueError as error:
                 fail(str(error))
                 continue

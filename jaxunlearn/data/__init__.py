@@ -1,5 +1,6 @@
 """Data: load it, say who asks to be forgotten, keep that split for every run."""
 
+from jaxunlearn.data.requests import confuse_classes as confuse_classes
 from jaxunlearn.data.requests import forget_class as forget_class
 from jaxunlearn.data.requests import forget_indices as forget_indices
 from jaxunlearn.data.requests import forget_random as forget_random
@@ -17,6 +18,7 @@ from jaxunlearn.data.vulnerable import row_vulnerability as row_vulnerability
 __all__ = [
     "DATASETS",
     "Splits",
+    "confuse_classes",
     "forget_class",
     "forget_indices",
     "forget_mixed",

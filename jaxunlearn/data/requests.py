@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxunlearn import _validate
 from jaxunlearn._files import atomic_write
-from jaxunlearn.types import Array
+from jaxunlearn.types import Array, Dataset
 
 
 def forget_random(key: Array, y: Array, fraction: float) -> Array:
@@ -120,6 +120,49 @@ def forget_indices(indices, n: int) -> Array:
     mask[rows] = True
     _validate.forget_mask(mask, n, name="indices")
     return jnp.asarray(mask)
+
+
+def confuse_classes(
+    key: Array, data: Dataset, classes: tuple[int, int], fraction: float
+) -> tuple[Dataset, Array]:
+    """Swaps the labels of some rows of two classes, and asks to forget those rows.
+
+    The request of the interclass confusion test (Goel et al. 2022, arXiv 2201.06640): the model is
+    trained on the swapped labels, and :func:`~jaxunlearn.audit.interclass_error` says how much of
+    the confusion is left after unlearning.
+
+    Args:
+      key: a ``jax.random.key``.
+      data: all training rows.
+      classes: the two labels.
+      fraction: of the rows of each of the two, in (0, 1).
+
+    Returns:
+      The rows with swapped labels, and ``bool[n]``, True where they were swapped.
+
+    Raises:
+      ValueError: equal classes, a class without rows, ``fraction`` out of range or of no row.
+
+    Not for use under ``jit``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> rows = Dataset(jnp.zeros((6, 1)), jnp.array([0, 0, 1, 1, 2, 2]))
+      >>> confused, forget = confuse_classes(jax.random.key(0), rows, (0, 1), 0.5)
+      >>> int(forget.sum()), sorted(confused.y.tolist()), confused.y[4:].tolist()
+      (2, [0, 0, 1, 1, 2, 2], [2, 2])
+    """
+    a, b = classes
+    if a == b:
+        raise ValueError(f"classes={classes!r} must be two different ones.")
+    _validate.fraction(fraction=fraction)
+    masks = [
+        forget_class(k, data.y, c, fraction)
+        for k, c in zip(jax.random.split(key), classes, strict=True)
+    ]
+    forget = masks[0] | masks[1]
+    swapped = jnp.where(data.y == a, b, a).astype(data.y.dtype)
+    return Dataset(data.x, jnp.where(forget, swapped, data.y)), forget
 
 
 def split_hash(forget: Array) -> str:

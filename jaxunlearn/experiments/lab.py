@@ -21,15 +21,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn import _progress, audit, registry
+from jaxunlearn import audit, registry
 from jaxunlearn._files import atomic_write
 from jaxunlearn.audit.references import content_hash
 from jaxunlearn.data import Splits
 from jaxunlearn.experiments import measure
 from jaxunlearn.training import TrainConfig
 from jaxunlearn.types import Array, Dataset, Model, State, Status, Unlearner
-
-RETRAIN = "retrain"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,22 +111,6 @@ class Arm(NamedTuple):
     seconds: float
 
 
-class Game(NamedTuple):
-    """RULI's design: each model saw all rows but half of the targets, and unlearns the other half.
-
-    Attributes:
-      targets: ``int[T]`` row numbers, the most exposed first.
-      removed: ``bool[M, T]``, whether the model was trained on the target and unlearns it.
-      rows: ``int[M, n - T / 2]``, the rows of each model's training.
-      forget: ``bool[M, n - T / 2]``, the request among them.
-    """
-
-    targets: np.ndarray
-    removed: np.ndarray
-    rows: np.ndarray
-    forget: np.ndarray
-
-
 def method_of(name: str) -> registry.Method:
     """The registered method; ``finetune@fast`` is ``finetune`` under other settings."""
     return registry.get(name.partition("@")[0])
@@ -146,8 +128,8 @@ def group_of(name: str, config: Any) -> str:
     if method.ordinary_training:
         return "plain"
     if isinstance(config, registry.PrunedConfig):
-        return f"pruned-{hashlib.sha256(repr(config.pruning).encode()).hexdigest()[:8]}"
-    return f"{name}-{hashlib.sha256(repr(config).encode()).hexdigest()[:8]}"
+        return f"pruned-{_short(repr(config.pruning).encode())}"
+    return f"{name}-{_short(repr(config).encode())}"
 
 
 def keys(task: Task, what: str) -> Array:
@@ -156,42 +138,37 @@ def keys(task: Task, what: str) -> Array:
     return jax.vmap(lambda m: jax.random.fold_in(key, m))(jnp.arange(task.config.models))
 
 
-def game(task: Task, order: np.ndarray) -> Game:
-    """RULI's design for the most and least exposed rows; ``order`` has all rows, exposed first."""
-    half = task.config.targets // 2
-    targets = np.concatenate([order[:half], order[-half:]])
-    count, n = len(targets), len(order)
-    rng = np.random.default_rng(zlib.crc32(b"ruli"))
-    removed = np.zeros((task.config.models, count), bool)
-    for pair in range(0, task.config.models, 2):  # complementary, so every row is in half of them
-        drawn = rng.permutation(count) < count // 2
-        removed[pair], removed[pair + 1 : pair + 2] = drawn, ~drawn
-    kept, forget = [], []
-    for gone in removed:
-        out = np.zeros(n, bool)
-        out[targets[~gone]] = True
-        rows = np.flatnonzero(~out)
-        kept.append(rows)
-        forget.append(np.isin(rows, targets[gone]))
-    return Game(targets, removed, np.stack(kept), np.stack(forget))
+def _short(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:8]
 
 
 class Bench:
     """Compiled programs and stored blocks of one task.
 
-    Attributes:
+    The folder's name hangs on all that decides the blocks but the settings of the methods, which
+    are in the names of their files.
+
+    Args:
       task: what is audited.
+      requests: name -> ``bool[n]``.
+      methods: name -> configuration.
+
+    Attributes:
       relearn_target: accuracy on the forgotten rows that counts as relearned, by request name.
     """
 
-    def __init__(self, task: Task):
+    def __init__(self, task: Task, requests: dict[str, Array], methods: dict[str, Any]):
         self.task = task
+        self.tags = {name: _short(repr(config).encode()) for name, config in methods.items()}
         self.relearn_target: dict[str, float] = {}
         train, test = task.splits.train, task.splits.test
         self.test = Dataset(*(leaf[: task.config.test_rows] for leaf in test))
         self.train = train
-        self.digest = content_hash(task.model, train, task.train, task.key, b"lab")
-        self._programs: dict[str, Any] = {}
+        sizes = dataclasses.replace(task.config, seconds=None)
+        asked = b"".join(n.encode() + np.asarray(f).tobytes() for n, f in sorted(requests.items()))
+        what = repr(sizes).encode() + asked
+        self.digest = content_hash(task.model, train, task.train, task.key, what)
+        self._programs: dict[tuple[str, str], Any] = {}
 
     def blocks(self) -> Iterator[slice]:
         for start in range(0, self.task.config.models, self.task.config.block):
@@ -213,7 +190,10 @@ class Bench:
         return out, time.perf_counter() - start
 
     def path(self, what: str, block: slice) -> pathlib.Path:
-        return self.task.folder / self.digest / f"{what}-{block.start:04}-{block.stop:04}.npz"
+        name, _, rest = what.partition("/")
+        tag = f"-{self.tags[name]}" if name in self.tags else ""
+        file = f"{rest}-{block.start:04}-{block.stop:04}.npz"
+        return self.task.folder / self.digest / f"{name}{tag}" / file
 
     def arm(self, what: str, blocks: int | None = None) -> Arm:
         """What is stored, of the first so many blocks."""
@@ -225,7 +205,8 @@ class Bench:
             found.append(load(path))
         parts = [dict(one) for one in found]
         seconds = sum(float(one.pop("seconds")) for one in parts)
-        return Arm(*(np.concatenate([p[f] for p in parts]) for f in Arm._fields[:-1]), seconds)
+        arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return Arm(**arrays, seconds=seconds)
 
     def stored(self, what: str) -> int:
         """How many blocks there are, from the first on."""
@@ -320,120 +301,3 @@ def save(path: pathlib.Path, **arrays) -> None:
 def load(path: pathlib.Path) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
-
-
-def run_group(
-    bench: Bench,
-    group: str,
-    methods: dict[str, Any],
-    requests: dict[str, Array],
-    play: Game | None,
-) -> None:
-    """Everything of one group that is missing: references if it has its own, answers, the game.
-
-    Args:
-      bench: of the task.
-      group: its name.
-      methods: name -> configuration.
-      requests: name -> ``bool[n]``.
-      play: RULI's design, or None to leave it out.
-    """
-    own = group != "plain" and method_of(next(iter(methods))).own_training
-    arms = [f"{name}/{request}" for name in methods for request in requests]
-    if own:
-        arms += [f"{group}/{which}/{request}" for which in "AB" for request in requests]
-    arms += [f"{name}/game" for name in methods] if play is not None else []
-    spent = 0.0
-    limit = bench.task.config.seconds
-    title = f"{bench.task.name}: {group}"
-    for number, block in enumerate(_progress.track(list(bench.blocks()), title)):
-        todo = [arm for arm in arms if not bench.path(arm, block).exists()]
-        if number and limit is not None and group != "plain":
-            # What the first blocks took, compilation left out, says whether another one fits.
-            if spent * (number + 1) / number > limit * len(arms):
-                break
-        if todo:
-            spent += _run_block(bench, group, methods, requests, play, block, set(todo), own)
-        else:
-            spent += sum(float(load(bench.path(arm, block))["seconds"]) for arm in arms)
-
-
-def _run_block(bench, group, methods, requests, play, block, todo, own) -> float:
-    task = bench.task
-    first = next(iter(methods))
-    units = {name: unlearner(task, name, config) for name, config in methods.items()}
-    trainer = units[first]
-    some = lambda what: keys(task, what)[block]
-    spent = 0.0
-    answers = {arm for arm in todo if arm.split("/")[0] in methods and not arm.endswith("/game")}
-    if answers:
-        states, seconds = _originals(bench, group, trainer, some("originals"), block)
-        spent += seconds
-        for name, unit in units.items():
-            for request, forget in requests.items():
-                what = f"{name}/{request}"
-                if what not in answers:
-                    continue
-
-                def answer(train, forget, key, state, unit=unit):
-                    return unit.unlearn(key, state, train, forget)
-
-                after, took = bench.call(
-                    f"unlearn {name}", answer, some(f"unlearn {name} {request}"), states,
-                    shared=(bench.train, forget),
-                )  # fmt: skip
-                bench.measure(
-                    what, block, name, unit, after, np.flatnonzero(forget), took, relearn=request
-                )
-                spent += took
-
-    for which in "AB" if own else "":
-        for request, forget in requests.items():
-            what = f"{group}/{which}/{request}"
-            if what not in todo:
-                continue
-            rest = np.flatnonzero(~np.asarray(forget))
-            kept = Dataset(bench.train.x[rest], bench.train.y[rest])
-            fit = lambda kept, key: trainer.fit(key, kept)
-            after, took = bench.call(
-                f"retrain {group}", fit, some(f"retrain {which}"), shared=(kept,)
-            )
-            bench.measure(
-                what, block, first, trainer, after, np.flatnonzero(forget), took, relearn=request
-            )
-            spent += took
-
-    games = {arm for arm in todo if arm.endswith("/game")}
-    if games and play is not None:
-        spent += _play(bench, group, units, play, block, games, some)
-    return spent
-
-
-def _originals(bench: Bench, group: str, trainer: Unlearner, some: Array, block: slice):
-    """Models trained on all rows; ordinary ones are those of the references."""
-    if group == "plain":
-        return bench.originals(block), 0.0
-    fit = lambda train, key: trainer.fit(key, train)
-    return bench.call(f"fit {group}", fit, some, shared=(bench.train,))
-
-
-def _play(bench, group, units, play: Game, block: slice, games: set[str], some) -> float:
-    """RULI's game for one block: train on the seen rows, unlearn, look at all targets."""
-    train = bench.train
-    seen, forget = jnp.asarray(play.rows[block]), jnp.asarray(play.forget[block])
-    rows = lambda index: Dataset(train.x[index], train.y[index])
-    trainer = next(iter(units.values()))
-    fit = lambda key, index: trainer.fit(key, rows(index))
-    states, spent = bench.call(f"game fit {group}", fit, some("game"), seen)
-    for name, unit in units.items():
-        what = f"{name}/game"
-        if what not in games:
-            continue
-
-        def answer(key, state, index, gone, unit=unit):
-            return unit.unlearn(key, state, rows(index), gone)
-
-        after, took = bench.call(f"game {name}", answer, some(f"game {name}"), states, seen, forget)
-        bench.measure(what, block, name, unit, after, play.targets, took)
-        spent += took
-    return spent

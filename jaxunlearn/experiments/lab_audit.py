@@ -11,10 +11,12 @@ import numpy as np
 from jaxunlearn import audit, registry
 from jaxunlearn.audit.report import AuditReport
 from jaxunlearn.data.vulnerable import row_vulnerability
-from jaxunlearn.experiments import lab
-from jaxunlearn.experiments.lab import RETRAIN, Arm, Bench, Game, Task
+from jaxunlearn.experiments import lab, lab_groups
+from jaxunlearn.experiments.lab import Arm, Bench, Task
+from jaxunlearn.experiments.lab_groups import Game
 from jaxunlearn.types import Array
 
+RETRAIN = "retrain"
 # Reports by the key under which a record has them.
 REPORTS = (
     "ulira", "ruli_efficacy", "epsilon", "quality", "quality_paper", "loss", "confidence",
@@ -90,15 +92,15 @@ def run(
     Returns:
       Records, JSON values.
     """
-    bench = Bench(task)
-    prepare(bench, requests)
-    play = lab.game(task, order)
     methods = {RETRAIN: registry.get(RETRAIN).config, **methods}
+    bench = Bench(task, requests, methods)
+    prepare(bench, requests)
+    play = lab_groups.game(task, order)
     groups: dict[str, dict[str, Any]] = {}
     for name, config in methods.items():
         groups.setdefault(lab.group_of(name, config), {})[name] = config
     for group, members in groups.items():
-        lab.run_group(bench, group, members, requests, play)
+        lab_groups.run_group(bench, group, members, requests, play)
     return audit_all(bench, methods, requests, play)
 
 
@@ -150,7 +152,7 @@ def audit_method(
             record[key]["histogram"] = histogram(report.detail["epsilons"])
             record[key]["null_histogram"] = histogram(report.detail["null_epsilons"])
     if play is not None and bench.stored(f"{name}/game"):
-        report = game_report(bench, name, family, play)
+        report = game_report(bench, name, play)
         if report is not None:
             record["ruli"] = shown(report)
     return record
@@ -187,9 +189,11 @@ def reports(bench: Bench, found: Arm, a: Arm, b: Arm, y, test_y):
             continue
 
 
-def game_report(bench: Bench, name: str, family: str, play: Game) -> AuditReport | None:
-    """RULI's privacy test of one method, beside retraining by the same rule where it was played."""
+def game_report(bench: Bench, name: str, play: Game) -> AuditReport | None:
+    """RULI's privacy test of one method, beside ordinary retraining; None without models."""
     blocks = min(bench.stored(f"{name}/game"), bench.stored(f"{RETRAIN}/game"))
+    if blocks == 0:
+        return None
     y = np.asarray(bench.train.y)[play.targets]
     scores = [
         audit.member_scores(bench.arm(f"{who}/game", blocks).forget_logits, y)

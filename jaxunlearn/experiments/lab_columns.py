@@ -111,8 +111,8 @@ COLUMNS = (
     ),
     Column(
         "Apart", "Rows told apart without an error",
-        "Share of the forgotten rows, in percent, whose scores under the two kinds of models do not "
-        "overlap.",
+        "Share of the forgotten rows, in percent, whose scores under the two kinds of models do "
+        "not overlap.",
         _detail("epsilon", "infinite", "null_infinite"), 0, 100,
     ),
     Column(
@@ -132,8 +132,8 @@ COLUMNS = (
     ),
     Column(
         "RULI vuln.", "RULI privacy, the most exposed rows",
-        "AUC between rows that the model unlearned and rows that it never saw, among those that LiRA "
-        "finds most exposed.",
+        "AUC between rows that the model unlearned and rows that it never saw, among those that "
+        "LiRA finds most exposed.",
         _detail("ruli", "vulnerable_auc", "vulnerable_null_auc"), 2,
     ),
     Column(
@@ -143,8 +143,8 @@ COLUMNS = (
     ),
     Column(
         "Relearn", "Relearn time",
-        "Steps on the forgotten rows until their accuracy is that of the original. A model that only "
-        "hides what it knows is fast.",
+        "Steps on the forgotten rows until their accuracy is that of the original. A model that "
+        "only hides what it knows is fast.",
         _report("relearn"), 1,
     ),
 )  # fmt: skip

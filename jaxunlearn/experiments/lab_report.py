@@ -1,4 +1,4 @@
-"""The laboratory's part of the HTML report: tables, ROC curves, epsilons, closer is not forgotten."""
+"""The laboratory's part of the HTML report: tables, ROC curves, epsilons of single rows."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from jaxunlearn.experiments.drawing import COLOURS, STYLE, place_labels, svg, title_at_left
 from jaxunlearn.experiments.lab_audit import EPSILON_EDGES
@@ -16,61 +16,52 @@ from jaxunlearn.experiments.lab_columns import COLUMNS, requests_of
 
 SHAPES = {"noop": "s", "retrain": "D"}
 FLOOR = 1e-3
+CLOSER = (
+    "Each mark is a method: how far its accuracy on the forgotten rows lies from that of "
+    "retraining, and how well an attack on single rows tells it from retraining. The null, "
+    "retraining against retraining, is in the lower left corner: green. A mark to the left and "
+    "high up looks forgotten by its accuracy, and is not."
+)
+CURVES = (
+    "Forgotten rows against test rows, all models together, logarithmic axes: the left edge is "
+    "what a careful attacker sees. Dashed: a guess."
+)
+BARS = (
+    "Forgotten rows by their epsilon; the last bin holds all beyond, infinity included. Dashed: "
+    "retraining against retraining."
+)
 
 
 def sections(records: Sequence[dict[str, Any]]) -> str:
-    """HTML sections of all requests.
+    """HTML sections: closer is not forgotten, then each request.
 
     Args:
       records: of :func:`~jaxunlearn.experiments.lab_audit.run`; none give an empty text.
     """
-    return "\n".join(_request(records, request) for request in requests_of(records))
+    requests = {r: [one for one in records if one["request"] == r] for r in requests_of(records)}
+    with matplotlib.rc_context(STYLE):
+        closer = [
+            closer_is_not_forgotten(some, request)
+            for request, some in requests.items()
+            if any("ulira" in record for record in some)
+        ]
+        parts = [_request(some, request) for request, some in requests.items()]
+    return "\n".join([_figure("h2", "Closer is not forgotten", closer, "two", CLOSER), *parts])
 
 
 def _request(records: Sequence[dict[str, Any]], request: str) -> str:
-    some = [record for record in records if record["request"] == request]
-    with matplotlib.rc_context(STYLE):
-        closer = [closer_is_not_forgotten(some, request)] if any("ulira" in r for r in some) else []
-        curves = [roc(record, request) for record in some if "roc" in record.get("confidence", {})]
-        bars = [epsilons(record, request) for record in some if "epsilon" in record]
-    title = f"Audit laboratory: the {request} request, {some[0]['n_forget']} rows"
+    curves = [roc(record, request) for record in records if "roc" in record.get("confidence", {})]
+    bars = [epsilons(record, request) for record in records if "epsilon" in record]
+    title = f"Audit laboratory: the {request} request, {records[0]['n_forget']} rows"
     return f"""<section>
 <h2>{escape(title)}</h2>
 <p class="lead">Upper line: the method. Lower line: retraining against retraining, with as many
 models. Shaded: the two 95% intervals meet, so this number cannot tell the method from retraining.
 Methods whose own training differs are compared with that training without the rows.</p>
-{_table(some)}
+{_table(records)}
 </section>
-{
-        _figure(
-            "Closer is not forgotten",
-            closer,
-            "two",
-            "Each mark is a method: how far its accuracy on "
-            "the forgotten rows lies from that of retraining, and how well an attack on single rows "
-            "tells it from retraining. The null, retraining against retraining, is in the lower left "
-            "corner: green. A mark to the left and high up looks forgotten by its accuracy, and is not.",
-        )
-    }
-{
-        _figure(
-            "ROC curves of a threshold on the confidence",
-            curves,
-            "four",
-            "Forgotten rows against test "
-            "rows, all models together, logarithmic axes: what happens at the left edge is what a "
-            "careful attacker sees. Dashed: a guess.",
-        )
-    }
-{
-        _figure(
-            "Epsilon of single rows",
-            bars,
-            "four",
-            "Forgotten rows by their epsilon; the last bin holds "
-            "all beyond, infinity included. Dashed: retraining against retraining.",
-        )
-    }"""
+{_figure("h3", "ROC curves of a threshold on the confidence", curves, "four", CURVES)}
+{_figure("h3", "Epsilon of single rows", bars, "four", BARS)}"""
 
 
 def _table(records: Sequence[dict[str, Any]]) -> str:
@@ -104,12 +95,12 @@ def _row(record: dict[str, Any]) -> str:
     )
 
 
-def _figure(title: str, pictures: Sequence[str], columns: str, caption: str) -> str:
+def _figure(level: str, title: str, pictures: Sequence[str], columns: str, caption: str) -> str:
     if not pictures:
         return ""
     panels = "\n".join(f'<div class="card">{picture}</div>' for picture in pictures)
     return f"""<section>
-<h3>{escape(title)}</h3>
+<{level}>{escape(title)}</{level}>
 <figure style="margin: 0">
 <figcaption>{escape(caption)}</figcaption>
 <div class="panels {columns}">
@@ -136,7 +127,15 @@ def closer_is_not_forgotten(records: Sequence[dict[str, Any]], request: str) -> 
     nulls = [record["ulira"]["null"] for record, _, _ in points]
     halves = [100 * record["acc_forget_null"][1] for record, _, _ in points]
     right = max(gap for _, gap, _ in points) * 1.08 + 0.5
-    axes.set_xlim(-0.03 * right, right)
+    if right > 20:  # a method that broke the answers must not flatten all others
+        axes.set_xscale("symlog", linthresh=2, linscale=0.6)
+        ticks = [t for t in (0, 1, 2, 5, 10, 20, 50, 100) if t < 1.3 * right]
+        axes.xaxis.set_major_locator(FixedLocator(ticks))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.set_xlim(-0.3, 1.3 * right)
+    else:
+        axes.set_xlim(-0.03 * right, right)
     axes.set_ylim(min(0.48, *(n[1] for n in nulls)), min(1.02, max(y for *_, y in points) + 0.06))
     corner = max(halves) * math.sqrt(2), max(n[2] for n in nulls)
     axes.axhspan(min(n[1] for n in nulls), corner[1], color=COLOURS["band"], linewidth=0, zorder=0)
@@ -173,11 +172,9 @@ def roc(record: dict[str, Any], request: str) -> str:
     axes.set_xlim(FLOOR, 1)
     axes.set_ylim(FLOOR, 1)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(matplotlib.ticker.FixedLocator([0.001, 0.01, 0.1, 1]))
+        axis.set_major_locator(FixedLocator([0.001, 0.01, 0.1, 1]))
         axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(
-            matplotlib.ticker.FuncFormatter(lambda value, _: f"{100 * value:g}%")
-        )
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
     axes.grid(True)
     axes.set_xlabel("test rows mistaken")
     axes.set_ylabel("forgotten rows found")
@@ -202,9 +199,7 @@ def epsilons(record: dict[str, Any], request: str) -> str:
     axes.set_ylim(0, 1.08 * max(counts.max(), 0.25))
     axes.set_xticks([0, 1, 2, 3, 4, 5], ["0", "1", "2", "3", "4", "5+"])
     axes.yaxis.set_major_locator(MaxNLocator(3))
-    axes.yaxis.set_major_formatter(
-        matplotlib.ticker.FuncFormatter(lambda value, _: f"{100 * value:.0f}%")
-    )
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
     axes.set_xlabel("ε of the row")
     alt = (
         f"Epsilon of single rows under {method}: median {min(found['value'], 99):.2f}, "

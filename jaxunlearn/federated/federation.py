@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import _sharding, _validate
+from jaxunlearn import _validate
 from jaxunlearn.federated import partition as partitions
 from jaxunlearn.federated.clients import Clients, gather
 from jaxunlearn.federated.partition import Partition
@@ -45,7 +45,7 @@ class Federation:
     local_epochs: int = 2
     rounds: int | None = None
     participants: int | None = None
-    chunk: int | None = 10
+    chunk: int | None = 4
 
     def __post_init__(self):
         _validate.whole(clients=self.clients, local_epochs=self.local_epochs)
@@ -82,7 +82,22 @@ class Federation:
 def dealt(
     data: Dataset, federation: Federation, partition: Partition | None, keep: Array | None = None
 ) -> Clients:
-    """The clients' rows, by a given partition or by that of the federation."""
+    """The clients' rows, by a given partition or by that of the federation.
+
+    Args:
+      data: rows of all.
+      federation: gives K, and the partition if none is given.
+      partition: who owns what.
+      keep: ``bool[n]``; rows that are False have weight 0.
+
+    Raises:
+      ValueError: a partition of another number of clients or rows.
+
+    Example:
+      >>> data = Dataset(jnp.zeros((5, 1)), jnp.zeros(5, int))
+      >>> dealt(data, Federation(clients=2), None).counts.tolist()
+      [3.0, 2.0]
+    """
     partition = federation.partition_of(data.y) if partition is None else partition
     if len(partition.counts) != federation.clients:
         raise ValueError(
@@ -97,16 +112,31 @@ def trained(
 ) -> Server:
     """A whole federated training from the model's own initialisation.
 
-    The first half of ``key`` draws the initial parameters, which do not depend on any row's
-    values, the second everything else.
+    Args:
+      key: the first half draws the initial parameters, which do not depend on any row's values,
+        the second everything else.
+      model: what to train.
+      data: rows of all, to check that they fit the model.
+      clients: the same rows dealt out.
+      config, rule: of the training.
+
+    Raises:
+      ValueError: rows or labels that do not fit the model.
+
+    Example:
+      >>> from jaxunlearn import models
+      >>> from jaxunlearn.federated import FEDAVG
+      >>> data = Dataset(jnp.array([[-1.0], [1.0]] * 2), jnp.array([0, 1] * 2))
+      >>> clients = dealt(data, Federation(clients=2), None)
+      >>> config = FederatedConfig(rounds=2)
+      >>> server = trained(
+      ...     jax.random.key(0), models.logistic(2), data, clients, config, FEDAVG
+      ... )
+      >>> int(server.round)
+      2
     """
     check_model(key, model, data)
     init_key, train_key = jax.random.split(key)
     params = model.init(init_key, jnp.zeros_like(data.x[:1]))
     server = begin(params, clients.number.shape[0], rule=rule)
     return advance(train_key, cross_entropy(model.apply), server, clients, config=config, rule=rule)
-
-
-def automatic(data: Dataset) -> Dataset:
-    """See :mod:`jaxunlearn._sharding`."""
-    return _sharding.automatic(data)

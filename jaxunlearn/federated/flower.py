@@ -14,16 +14,24 @@ import dataclasses
 import functools
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import Strategy
+
+try:
+    with warnings.catch_warnings():
+        # Flower's command line uses names that its own libraries are about to drop.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+        from flwr.clientapp import ClientApp
+        from flwr.serverapp import Grid, ServerApp
+        from flwr.serverapp.strategy import Strategy
+except ImportError as error:
+    raise ImportError(f'{error}: pip install "jaxunlearn[federated]" installs Flower.') from None
 
 from jaxunlearn import _validate
 from jaxunlearn.federated import rounds

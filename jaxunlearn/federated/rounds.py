@@ -39,7 +39,8 @@ class FederatedConfig:
         schedule goes over the rounds; within a round the rate is constant.
       participants: clients that take part in a round, chosen uniformly among those with rows;
         all if None.
-      chunk: clients computed at once; all if None.
+      chunk: clients computed at once; all if None. A CPU is fastest with few, an accelerator with
+        as many as fit.
 
     Example:
       >>> FederatedConfig(rounds=10).local.batch_size
@@ -51,7 +52,7 @@ class FederatedConfig:
         epochs=2, batch_size=50, learning_rate=0.1, schedule="cosine", momentum=0.0
     )
     participants: int | None = None
-    chunk: int | None = 10
+    chunk: int | None = 4
 
     def __post_init__(self):
         _validate.whole(rounds=self.rounds)
@@ -244,7 +245,7 @@ def client_updates(
       [[-2.0], [-6.0]]
     """
     _validate.one_of(UPLOADS, upload=rule.upload)
-    scale = learning_rate(config.local, fraction) / config.local.learning_rate
+    scale = learning_rate(config.local, jnp.asarray(fraction)) / config.local.learning_rate
 
     def one(number, data, weights):
         found = train_locally(
@@ -346,7 +347,7 @@ def advance(
     others cost what the largest costs.
 
     Raises:
-      ValueError: no client with any row; more rounds than are left; a rule that does not exist.
+      ValueError: no client with any row; more rounds than are left; a server of another rule.
 
     Example:
       >>> from jaxunlearn import federated
@@ -366,6 +367,11 @@ def advance(
     _validate.whole(0, rounds=rounds)
     if rounds > left:
         raise ValueError(f"rounds={rounds} is more than the {left} that are left.")
+    memory = jax.eval_shape(rule.server.init, server.params)
+    if jax.tree.structure(memory) != jax.tree.structure(server.memory):
+        raise ValueError(
+            "server was begun under another rule: make it with begin(params, clients, rule=rule)."
+        )
     weights = clients.weights
     if _validate.known(weights) and weights.is_fully_addressable and not (weights > 0).any():
         raise ValueError("clients have no row of non-zero weight: nothing remains to train on.")

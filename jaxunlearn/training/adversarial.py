@@ -53,8 +53,8 @@ def adversarial_newton(
     """Adversarial training to the optimum, by Newton's method with the KKT Hessian.
 
     Each step finds the inner maxima anew from the last ones, so it tracks their local maxima;
-    it is halved until the mean loss or its gradient falls. For losses convex in the parameters,
-    as those of a last layer on frozen features.
+    it is halved until the mean loss falls, or its gradient at about the same loss. For losses
+    convex in the parameters, as those of a last layer on frozen features.
 
     Args:
       loss_fn: loss of one row, regularisation included.
@@ -125,9 +125,13 @@ def _newton_step(carry, data, weights, *, loss_fn, ball, attack_steps, dense):
     measure = functools.partial(_measured, loss_fn=loss_fn, ball=ball, attack_steps=attack_steps)
     rounding = 10 * jnp.finfo(value.dtype).eps * (1 + jnp.abs(value))
 
+    def better(there):
+        _, now, _, now_size = there
+        # Near the optimum the gradient tells more; a loss that jumps has lost its maxima.
+        return (now < value - rounding) | (now_size < size) & (now < value + 1e-3 * jnp.abs(value))
+
     def worse(found):
-        t, (_, now, _, now_size) = found
-        return ~((now < value - rounding) | (now_size < size)) & (t > 1e-3)
+        return ~better(found[1]) & (found[0] > 1e-3)
 
     def shorter(found):
         return found[0] / 2, measure(at(found[0] / 2), inner.delta, data, weights)
@@ -135,10 +139,10 @@ def _newton_step(carry, data, weights, *, loss_fn, ball, attack_steps, dense):
     one = jnp.ones((), value.dtype)
     start = one, measure(at(one), inner.delta, data, weights)
     t, there = _loop(worse, shorter, start)
-    better = (there[1] < value - rounding) | (there[3] < size)
-    pick = lambda a, b: jnp.where(better, a, b)
+    gained = better(there)
+    pick = lambda a, b: jnp.where(gained, a, b)
     there = jax.tree.map(pick, there, (inner, value, g, size))
-    return jax.tree.map(pick, at(t), params), there, count + 1, better
+    return jax.tree.map(pick, at(t), params), there, count + 1, gained
 
 
 @functools.partial(jax.jit, static_argnames=("loss_fn", "ball", "dense"))

@@ -54,10 +54,11 @@ def minimise(
 
     Newton's method; directions by conjugate gradients, each step halved until the loss falls.
     In a box, coordinates whose subgradient holds 0 stay at ``w_j = 0`` and the others move within
-    their orthant (projected Newton). In an L2 ball ``w = 0`` is tried first. The rows' kinks of
-    ridge regression are the constraint ``z_i = x_i . w - y_i`` on the argument of
-    ``(|z_i| + reach_i)^2 / 2``, with a multiplier (augmented Lagrangian): a soft threshold puts
-    ``z_i = 0`` on the kinks, and the multiplier is the row's share of the subgradient.
+    their orthant (projected Newton). In an L2 ball ``w = 0`` is tried first; if it is not the
+    optimum, Newton's method begins below it. The rows' kinks of ridge regression are the
+    constraint ``z_i = x_i . w - y_i`` on the argument of ``(|z_i| + reach_i)^2 / 2``, with a
+    multiplier (augmented Lagrangian): a soft threshold puts ``z_i = 0`` on the kinks, and the
+    multiplier is the row's share of the subgradient.
 
     Args:
       data: rows with labels 0 and 1.
@@ -97,9 +98,6 @@ def minimise(
         start, mix = start.w, start.mix
     if start is None:
         start = jnp.zeros(d, data.x.dtype)
-        if not isinstance(ball, LInfBox):  # the norm has its kink at 0
-            y = signed(data, data.x.dtype)
-            start = 1e-2 * ((weights * y) @ data.x) / jnp.maximum(weights.sum(), 1)
     tolerance = max(tolerance, 30 * float(jnp.finfo(data.x.dtype).eps))
     how = {"ball": ball, "loss": loss, "tolerance": tolerance, "most": steps}
     return _minimise(data, weights, start, mix, l2, **how)
@@ -205,14 +203,22 @@ def _minimise(data, weights, start, mix, l2, *, ball, loss, tolerance, most) -> 
         point, count = carry
         return (jnp.maximum(point.size, point.gap) > tolerance) & (count < most)
 
-    middle, reach = scores(start, jnp.sign(start))
-    stiffness = jnp.full((), 100.0, start.dtype)
-    first = at(start, mix * (jnp.abs(middle - y) + reach) * kinks, stiffness)
+    stiffness, still = jnp.full((), 100.0, start.dtype), jnp.array(False)
     if isinstance(ball, L2Ball):
+        # The norm's kink at 0 holds the optimum if 0 is a subgradient there. If not, it catches
+        # Newton's method all the same, unless that begins below it.
         slope = share * (y / 2 if loss == "logistic" else y)
-        still = norm(slope @ x) <= ball.radius * jnp.abs(slope).sum()  # 0 is a subgradient at 0
-        zero = jax.tree.map(jnp.zeros_like, first)
-        first = jax.tree.map(lambda a, b: jnp.where(still, a, b), zero, first)
+        away = slope @ x
+        still = norm(away) <= ball.radius * jnp.abs(slope).sum()
+        value = lambda w: objective(w, w, 0 * y, stiffness)
+        high = value(0 * start)
+        too_far = lambda t: (value(t * away) >= high) & (t > eps)
+        t = jax.lax.while_loop(too_far, lambda t: t / 2, jnp.ones((), start.dtype))
+        start = jnp.where(value(start) < high, start, t * away)
+    middle, reach = scores(start, jnp.sign(start))
+    first = at(start, mix * (jnp.abs(middle - y) + reach) * kinks, stiffness)
+    zero = jax.tree.map(jnp.zeros_like, first)
+    first = jax.tree.map(lambda a, b: jnp.where(still, a, b), zero, first)
     (w, _, side, multipliers, stiffness, size, apart), count = jax.lax.while_loop(
         going, step, (first, jnp.int32(0))
     )

@@ -112,8 +112,8 @@ class Case(NamedTuple):
 
 
 # What MUter is compared with differs from it in one matrix only, ConMU's readings in settings,
-# FFMU-N and FFMU trained again in the rule from FedAvg.
-ALIKE = ("muter_", "conmu_", "ffmu_")
+# FFMU-N and FFMU trained again in the rule from FedAvg, whose rounds FedEraser and UN take too.
+ALIKE = ("muter_", "conmu_", "ffmu_", "federaser", "un")
 ALL = [
     pytest.param(name, marks=pytest.mark.slow) if name.startswith(ALIKE) else name
     for name in registry.METHODS
@@ -245,7 +245,7 @@ def test_predict_takes_any_batch_and_sees_each_row_alone(case):
 
 
 # Made as others of the list are made, with the same few lines around them.
-REPEATED = ("sisa", "prune_class", "amnesiac", "feature_unlearning", "ffmu", "federaser", "un")
+REPEATED = ("sisa", "prune_class", "amnesiac", "feature_unlearning", "ffmu")
 
 
 @pytest.mark.parametrize(

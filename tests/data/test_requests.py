@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from jaxunlearn import Dataset, data
 from jaxunlearn.data import (
     forget_class,
     forget_indices,
@@ -202,3 +203,22 @@ def test_pickles_and_other_files_are_refused(tmp_path):
             load_split(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         load_split(tmp_path / "absent.npz")
+
+
+class TestConfuseClasses:
+    ROWS = Dataset(jnp.zeros((40, 2)), jnp.arange(40) % 4)
+
+    def test_swaps_the_labels_of_the_rows_it_names_and_no_other(self):
+        confused, forget = data.confuse_classes(jax.random.key(0), self.ROWS, (1, 3), 0.4)
+        gone, before, after = np.asarray(forget), np.asarray(self.ROWS.y), np.asarray(confused.y)
+        assert (before[gone] == 1).sum() == (before[gone] == 3).sum() == 4 == gone.sum() / 2
+        assert (after[gone] == 4 - before[gone]).all() and (after[~gone] == before[~gone]).all()
+
+    @pytest.mark.parametrize(
+        "classes, fraction, message",
+        [((1, 1), 0.4, "two different ones"), ((1, 9), 0.4, "label=9 has no rows"),
+         ((1, 3), 1.0, "fraction=1.0"), ((1, 3), 0.01, "no row")],
+    )  # fmt: skip
+    def test_bad_input(self, classes, fraction, message):
+        with pytest.raises(ValueError, match=message):
+            data.confuse_classes(jax.random.key(0), self.ROWS, classes, fraction)

@@ -37,6 +37,7 @@ def _like(command, calls):
 def test_the_command_line_accepts(command, monkeypatch, capsys):
     parsed = []
     monkeypatch.setattr(cli, "run_compare", lambda config: parsed.append(config))
+    monkeypatch.setattr(cli, "run_audit", lambda run, **options: parsed.append(run))
     monkeypatch.setattr(cli, "read_records", lambda out: [out])
     monkeypatch.setattr(cli, "_show", lambda records, out: parsed.append(out))
     monkeypatch.setattr(cli, "run_frontier", lambda config: parsed.append(config))

@@ -131,7 +131,13 @@ def test_ffmu_is_the_loop(clients):
 
     quantize = lambda g: norm.cdf(g - 0.5) - norm.cdf(-g - 0.5)
     config = ffmu.FFMUConfig(
-        sigma=1.0, local="soft", server="soft", local_rate=0.02, server_rate=0.01, schedule="step"
+        sigma=1.0,
+        local="soft",
+        server="soft",
+        local_rate=0.02,
+        server_rate=0.01,
+        server_momentum=0.0,
+        schedule="step",
     )
     local = TrainConfig(epochs=2, batch_size=4, learning_rate=0.02, momentum=0.0, schedule="step")
     found = run(clients, FederatedConfig(4, local, chunk=3), ffmu.rule(config))
@@ -242,6 +248,12 @@ BAD = {
     "chunk": (lambda c: FederatedConfig(chunk=0), "chunk=0"),
     "participants": (lambda c: FederatedConfig(participants=-1), "participants=-1"),
     "upload": (lambda c: run(c, rule=Rule(upload="chang")), "Did you mean 'change'"),
+    "other rule": (
+        lambda c: advance(
+            KEY, LOSS, begin(START, K), c, config=CONFIG, rule=Rule(server=optax.trace(0.5))
+        ),
+        "server was begun under another rule",
+    ),
     "nobody": (lambda c: run(c._replace(weights=0 * c.weights)), "no row of non-zero weight"),
     "clip": (lambda c: clipped_mean(0.0), "norm=0.0"),
 }

@@ -188,6 +188,7 @@ def test_outputs_move_less_than_the_bound_for_real_removals(method, state):
     assert largest > 0.05  # the outputs do move
 
 
+@pytest.mark.slow
 def test_beyond_the_certificate_where_it_says_nothing():
     forget = forget_rows(PART, 0, PART.rows[0, :2])
     # At the paper's sigma most of it is vacuous; and without draws the answers are another model's.
@@ -228,6 +229,7 @@ def test_presets():
     assert ffmu.plan(TrainConfig(epochs=7), FFMUConfig()).rounds == 4
 
 
+@pytest.mark.slow
 def test_defaults_train():
     rows = Dataset(*(jnp.asarray(part[:600]) for part in data.load("digits").train))
     test, model = data.load("digits").test, models.mlp(10, hidden=(16,))

@@ -161,6 +161,9 @@ def test_two_requests_in_one_region(trained):
     assert live(twice.patches).tolist() == [True, False]
     # One region, v > 0, with two labels in it: what answers one wrongly answers the other rightly.
     layers = [(jnp.ones((1, 1)), jnp.zeros(1)), (jnp.array([[1.0, 0.0]]), jnp.array([0.0, 1.0]))]
+    both = prune(layers, jnp.array([[2.0], [3.0]]), jnp.array([0, 0]))
+    assert both.outcome.tolist() == [Outcome.FLIPPED, Outcome.SHARED]  # by the second's constant
+    np.testing.assert_allclose(both.patches.delta, [[-1.05, 1.05], [0, 0]], rtol=1e-6)
     pair, labels = jnp.array([[2.0], [0.5]]), jnp.array([0, 1])
     found = prune(layers, pair, labels)
     assert found.outcome.tolist() == [Outcome.FLIPPED, Outcome.CONFLICT]
@@ -384,7 +387,7 @@ class TestUnlearner:
         assert patch_check.Claim.WIDER in {c.claim for c in found.certificates}
 
     @pytest.mark.slow
-    def test_behind_a_convolutional_network(self):
+    def test_behind_a_convolutional_network(self, tmp_path):
         splits = data.load("digits")
         train = Dataset(splits.train.x[:200], splits.train.y[:200])
         method = registry.make("prune", models.cnn(10), train=TrainConfig(epochs=8, batch_size=20))
@@ -396,3 +399,10 @@ class TestUnlearner:
         assert right[:5].any() and (logits.argmax(-1) != train.y)[:5].all()
         changed = (logits != base).any(1)  # one compiled program for both
         assert changed[:5][right[:5]].all() and changed[5:].mean() < 0.02
+        # The auditor's network is the dense layers, and the rows are features.
+        hand_over(tmp_path, models.cnn(10), after, train, config=PruneConfig())
+        file = patch_files.load_patches(tmp_path / "patches.npz")
+        network = patch_files.load_network(tmp_path / "network.npz")
+        features = patch_files.load_data(tmp_path / "rows.npz")
+        found = patch_audit.audit_patches(file, network, features, requests=range(5))
+        assert found.passed and found.flipped == np.flatnonzero(right[:5]).tolist()

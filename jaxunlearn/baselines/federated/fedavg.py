@@ -6,8 +6,8 @@ import functools
 import jax.numpy as jnp
 import optax
 
-from jaxunlearn import _validate
-from jaxunlearn.federated.federation import Federation, automatic, dealt, trained
+from jaxunlearn import _sharding, _validate
+from jaxunlearn.federated.federation import Federation, dealt, trained
 from jaxunlearn.federated.partition import Partition
 from jaxunlearn.federated.rounds import FEDAVG, Rule, Server
 from jaxunlearn.posthoc import Update, posthoc
@@ -88,7 +88,7 @@ def fedavg(
       >>> models.logistic(2).apply(server.params, data.x[:2]).argmax(-1).tolist()
       [0, 1]
     """
-    data = automatic(data)
+    data = _sharding.automatic(data)
     clients = dealt(data, method.federation, partition, keep)
     return trained(key, model, data, clients, method.federation.config(config), method.rule)
 

@@ -6,10 +6,10 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import _validate
+from jaxunlearn import _sharding, _validate
 from jaxunlearn.baselines.federated.frame import federated_state, whole
 from jaxunlearn.federated.clients import Clients
-from jaxunlearn.federated.federation import Federation, automatic, dealt
+from jaxunlearn.federated.federation import Federation, dealt
 from jaxunlearn.federated.partition import Partition
 from jaxunlearn.federated.rounds import FEDAVG, Server, begin, client_updates, round_updates, step
 from jaxunlearn.models.losses import cross_entropy
@@ -145,7 +145,7 @@ def unlearner(
 
     def fit_state(key: Array, data: Dataset) -> State:
         check_model(key, model, data)
-        data = automatic(data)
+        data = _sharding.automatic(data)
         init_key, train_key = jax.random.split(key)
         start = model.init(init_key, jnp.zeros_like(data.x[:1]))
         clients = dealt(data, config.federation, partition)

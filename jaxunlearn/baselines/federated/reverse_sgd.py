@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxunlearn import _validate, tree
+from jaxunlearn import _sharding, _validate, tree
 from jaxunlearn.baselines.federated.frame import federated_state, whole
-from jaxunlearn.federated.federation import Federation, automatic, dealt
+from jaxunlearn.federated.federation import Federation, dealt
 from jaxunlearn.federated.partition import Partition
 from jaxunlearn.federated.rounds import FederatedConfig, advance, begin, round_updates
 from jaxunlearn.models.losses import cross_entropy
@@ -63,7 +63,7 @@ def squared_distance(a: Params, b: Params) -> Array:
         wide = jnp.promote_types(u.dtype, jnp.float32)
         return jnp.sum(jnp.square(u.astype(wide) - v.astype(wide)))
 
-    return sum(jax.tree.leaves(jax.tree.map(one, a, b)), jnp.float32(0))
+    return jnp.stack(jax.tree.leaves(jax.tree.map(one, a, b))).sum()
 
 
 def projected(params: Params, center: Params, square: Array) -> Params:
@@ -187,7 +187,7 @@ def unlearner(
 
     def fit_state(key: Array, data: Dataset) -> State:
         check_model(key, model, data)
-        data = automatic(data)
+        data = _sharding.automatic(data)
         init_key, train_key = jax.random.split(key)
         params = model.init(init_key, jnp.zeros_like(data.x[:1]))
         clients = dealt(data, config.federation, partition)

@@ -5,12 +5,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import tree
+from jaxunlearn import _sharding, tree
 from jaxunlearn.certify import federated as certify
 from jaxunlearn.certify.federated import GapCertificate
 from jaxunlearn.federated.aggregate import add_finite, weighted_mean
 from jaxunlearn.federated.clients import Clients
-from jaxunlearn.federated.federation import automatic, dealt
+from jaxunlearn.federated.federation import dealt
 from jaxunlearn.federated.partition import Partition
 from jaxunlearn.federated.rounds import Server, round_updates
 from jaxunlearn.methods.ffmu.smoothed import Smoothed, predict_smoothed
@@ -122,7 +122,7 @@ def unlearner(
         return how.finish(sums)
 
     def fit_state(key: Array, data: Dataset) -> State:
-        data = automatic(data)
+        data = _sharding.automatic(data)
         server: Server = train(
             key, model, data, partition=partition, config=train_config, method=config
         )
@@ -170,7 +170,7 @@ def unlearner(
     def predict(state: State, x: Array) -> Array:
         if not config.samples:
             return model.apply(state.params, x)
-        rate = learning_rate(federated.local, last / federated.rounds)
+        rate = learning_rate(federated.local, jnp.asarray(last / federated.rounds))
         rate = how.rate * rate / federated.local.learning_rate
         # Where the round's step began, momentum included.
         step, _ = quantized.update(state.memory.gradient, quantized.init(state.params))

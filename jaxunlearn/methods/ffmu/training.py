@@ -5,8 +5,8 @@ import functools
 
 import optax
 
-from jaxunlearn import _validate
-from jaxunlearn.federated.federation import Federation, automatic, dealt, trained
+from jaxunlearn import _sharding, _validate
+from jaxunlearn.federated.federation import Federation, dealt, trained
 from jaxunlearn.federated.partition import Partition
 from jaxunlearn.federated.rounds import FederatedConfig, Rule, Server
 from jaxunlearn.methods.pcmu.transform import pcmu
@@ -184,6 +184,6 @@ def train(
       >>> models.logistic(2).apply(server.params, data.x[:2]).argmax(-1).tolist()
       [0, 1]
     """
-    data = automatic(data)
+    data = _sharding.automatic(data)
     clients = dealt(data, method.federation, partition, keep)
     return trained(key, model, data, clients, plan(config, method), rule(method))

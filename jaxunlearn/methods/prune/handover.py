@@ -14,10 +14,10 @@ from jaxunlearn.primitives import patches as patching
 from jaxunlearn.primitives.outcomes import settled
 from jaxunlearn.primitives.patch_files import PatchFile
 from jaxunlearn.primitives.patches import Patches
-from jaxunlearn.types import Dataset, Model, State
+from jaxunlearn.types import Array, Dataset, Model, State
 
-# Rows of the training set whose features are computed at once.
-CHUNK = 4096
+# Rows whose features are computed at once: a convolution may take a megabyte for each.
+CHUNK = 512
 
 
 def patch_file(
@@ -61,7 +61,7 @@ def patch_file(
     asked = np.flatnonzero(state.removed)
     if not asked.size:
         raise ValueError("state has no requests: nobody asked yet, and there is nothing to audit.")
-    x, y = parts.features(state.params, data.x[asked]), data.y[asked]
+    x, y = _features(parts, state, data.x[asked]), data.y[asked]
     z, logits = regions.preactivations(layers, x)
     kept, rows = state.memory.patches, np.asarray(state.memory.rows)
     gates = region_gate(z, kept.bits, care=kept.care, sharpness=config.sharpness)
@@ -129,15 +129,18 @@ def hand_over(
     """
     parts = splits.split(model) if split is None else split
     file = patch_file(model, state, data, config=config, split=parts)
-    features = jax.jit(parts.features)
-    starts = range(0, data.y.shape[0], CHUNK)
-    x = [features(state.params, data.x[at : at + CHUNK]) for at in starts]
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     patch_files.save_network(folder / "network.npz", parts.head(state.params))
-    patch_files.save_data(folder / "rows.npz", data._replace(x=jnp.concatenate(x)))
+    patch_files.save_data(folder / "rows.npz", data._replace(x=_features(parts, state, data.x)))
     patch_files.save_patches(folder / "patches.npz", file)
     return file
+
+
+def _features(parts: splits.Split, state: State, x: Array) -> Array:
+    """Inputs of the dense layers."""
+    call, starts = jax.jit(parts.features), range(0, x.shape[0], CHUNK)
+    return jnp.concatenate([call(state.params, x[at : at + CHUNK]) for at in starts])
 
 
 def _only(patches: Patches, some: np.ndarray) -> Patches:

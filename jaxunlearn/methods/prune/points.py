@@ -177,4 +177,12 @@ def _each(layers, bits, logits, wanted, target, config):
         target=jnp.where(wanted, target, 0).astype(jnp.int32),
         replace=wanted & (config.mode == "replace"),
     )
-    return patching.deduplicate(made).patches, dual
+    found = patching.deduplicate(made)
+    if config.mode != "point":
+        return found.patches, dual
+    # Points of one region with one target: the largest of their constants does for all of them.
+    heights = jnp.where(found.conflict, 0, made.delta.max(-1))
+    most = jax.ops.segment_max(heights, found.first, num_segments=heights.shape[0])
+    signs = 2 * jax.nn.one_hot(made.target, logits.shape[-1], dtype=logits.dtype) - 1
+    delta = jnp.where(patching.live(found.patches)[:, None], most[:, None] * signs, 0)
+    return found.patches._replace(delta=delta), dual

@@ -1,0 +1,166 @@
+"""What the laboratory trains: groups of methods with one training, and RULI's game.
+
+Each block of models is done for the whole group before the next begins, so that originals are
+trained once and a group that is slow can stop at as many blocks as its time allows.
+"""
+
+import zlib
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxunlearn import _progress
+from jaxunlearn.audit.references import balanced_halves
+from jaxunlearn.experiments.lab import Bench, Task, keys, load, method_of, unlearner
+from jaxunlearn.types import Array, Dataset, Unlearner
+
+
+class Game(NamedTuple):
+    """RULI's design: each model saw all rows but half of the targets, and unlearns the other half.
+
+    Attributes:
+      targets: ``int[T]`` row numbers, the most exposed first.
+      removed: ``bool[M, T]``, whether the model was trained on the target and unlearns it.
+      rows: ``int[M, n - T / 2]``, the rows of each model's training.
+      forget: ``bool[M, n - T / 2]``, the request among them.
+    """
+
+    targets: np.ndarray
+    removed: np.ndarray
+    rows: np.ndarray
+    forget: np.ndarray
+
+
+def game(task: Task, order: np.ndarray) -> Game:
+    """RULI's design for the most and least exposed rows; ``order`` has all rows, exposed first."""
+    half = task.config.targets // 2
+    targets = np.concatenate([order[:half], order[-half:]])
+    count, n = len(targets), len(order)
+    rng = np.random.default_rng(zlib.crc32(b"ruli"))
+    removed = balanced_halves(rng, task.config.models, count)
+    kept, forget = [], []
+    for gone in removed:
+        out = np.zeros(n, bool)
+        out[targets[~gone]] = True
+        rows = np.flatnonzero(~out)
+        kept.append(rows)
+        forget.append(np.isin(rows, targets[gone]))
+    return Game(targets, removed, np.stack(kept), np.stack(forget))
+
+
+def run_group(
+    bench: Bench,
+    group: str,
+    methods: dict[str, Any],
+    requests: dict[str, Array],
+    play: Game | None,
+) -> None:
+    """Everything of one group that is missing: references if it has its own, answers, the game.
+
+    Args:
+      bench: of the task.
+      group: its name.
+      methods: name -> configuration.
+      requests: name -> ``bool[n]``.
+      play: RULI's design, or None to leave it out.
+    """
+    own = group != "plain" and method_of(next(iter(methods))).own_training
+    arms = [f"{name}/{request}" for name in methods for request in requests]
+    if own:
+        arms += [f"{group}/{which}/{request}" for which in "AB" for request in requests]
+    arms += [f"{name}/game" for name in methods] if play is not None else []
+    spent = 0.0
+    limit = bench.task.config.seconds
+    title = f"{bench.task.name}: {group}"
+    for number, block in enumerate(_progress.track(list(bench.blocks()), title)):
+        todo = [arm for arm in arms if not bench.path(arm, block).exists()]
+        if number and limit is not None and group != "plain":
+            # What the first blocks took, compilation left out, says whether another one fits.
+            if spent * (number + 1) / number > limit * len(arms):
+                break
+        if todo:
+            spent += _run_block(bench, group, methods, requests, play, block, set(todo), own)
+        else:
+            spent += sum(float(load(bench.path(arm, block))["seconds"]) for arm in arms)
+
+
+def _run_block(bench, group, methods, requests, play, block, todo, own) -> float:
+    task = bench.task
+    first = next(iter(methods))
+    units = {name: unlearner(task, name, config) for name, config in methods.items()}
+    trainer = units[first]
+    some = lambda what: keys(task, what)[block]
+    spent = 0.0
+    answers = {arm for arm in todo if arm.split("/")[0] in methods and not arm.endswith("/game")}
+    if answers:
+        states, seconds = _originals(bench, group, trainer, some("originals"), block)
+        spent += seconds
+        for name, unit in units.items():
+            for request, forget in requests.items():
+                what = f"{name}/{request}"
+                if what not in answers:
+                    continue
+
+                def answer(train, forget, key, state, unit=unit):
+                    return unit.unlearn(key, state, train, forget)
+
+                after, took = bench.call(
+                    f"unlearn {name}", answer, some(f"unlearn {name} {request}"), states,
+                    shared=(bench.train, forget),
+                )  # fmt: skip
+                bench.measure(
+                    what, block, name, unit, after, np.flatnonzero(forget), took, relearn=request
+                )
+                spent += took
+
+    for which in "AB" if own else "":
+        for request, forget in requests.items():
+            what = f"{group}/{which}/{request}"
+            if what not in todo:
+                continue
+            rest = np.flatnonzero(~np.asarray(forget))
+            kept = Dataset(bench.train.x[rest], bench.train.y[rest])
+            fit = lambda kept, key: trainer.fit(key, kept)
+            after, took = bench.call(
+                f"retrain {group}", fit, some(f"retrain {which}"), shared=(kept,)
+            )
+            bench.measure(
+                what, block, first, trainer, after, np.flatnonzero(forget), took, relearn=request
+            )
+            spent += took
+
+    games = {arm for arm in todo if arm.endswith("/game")}
+    if games and play is not None:
+        spent += _play(bench, group, units, play, block, games, some)
+    return spent
+
+
+def _originals(bench: Bench, group: str, trainer: Unlearner, some: Array, block: slice):
+    """Models trained on all rows; ordinary ones are those of the references."""
+    if group == "plain":
+        return bench.originals(block), 0.0
+    fit = lambda train, key: trainer.fit(key, train)
+    return bench.call(f"fit {group}", fit, some, shared=(bench.train,))
+
+
+def _play(bench, group, units, play: Game, block: slice, games: set[str], some) -> float:
+    """RULI's game for one block: train on the seen rows, unlearn, look at all targets."""
+    train = bench.train
+    seen, forget = jnp.asarray(play.rows[block]), jnp.asarray(play.forget[block])
+    rows = lambda index: Dataset(train.x[index], train.y[index])
+    trainer = next(iter(units.values()))
+    fit = lambda key, index: trainer.fit(key, rows(index))
+    states, spent = bench.call(f"game fit {group}", fit, some("game"), seen)
+    for name, unit in units.items():
+        what = f"{name}/game"
+        if what not in games:
+            continue
+
+        def answer(key, state, index, gone, unit=unit):
+            return unit.unlearn(key, state, rows(index), gone)
+
+        after, took = bench.call(f"game {name}", answer, some(f"game {name}"), states, seen, forget)
+        bench.measure(what, block, name, unit, after, play.targets, took)
+        spent += took
+    return spent
