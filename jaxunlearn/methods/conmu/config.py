@@ -25,9 +25,8 @@ class ConMUConfig:
     little nearer to retrained models than those of the original for a small dense network, and no
     nearer for a small convolutional one with 2,000 rows (docs/papers/conmu.md). Rows of middling
     difficulty served best: the hardest and the easiest are left out, as the paper argues.
-    ``PAPER``, ``PAPER_CLASS`` and
-    ``OFFICIAL`` of this package are those of the paper's Tables 2 and 3 (ResNet-18, CIFAR-10) and
-    of its code.
+    ``PAPER``, ``PAPER_CLASS`` and ``OFFICIAL`` of this package are those of the paper's Tables 2
+    and 3 (ResNet-18, CIFAR-10) and of its code.
 
     Attributes:
       retain: which remaining rows to fine-tune on; the paper's bound z'_1, z'_2 is a ``Sigma``.

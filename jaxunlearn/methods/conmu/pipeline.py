@@ -71,9 +71,10 @@ def conmu(
 
     Then the fine-tuning on D_new with ``CE + gamma KL(proxy || model)`` (equation 8).
 
-    Guarantee: none. It brings the accuracy on the forgotten rows near Retrain's, which does not mean
-    that they are forgotten: its answers to them need be no nearer to those of retrained models
-    than the original's (docs/papers/conmu.md). Rows to forget are read, and trained on in noise.
+    Guarantee: none. It brings the accuracy on the forgotten rows nearer to Retrain's, which does
+    not mean that they are forgotten: its answers to them need be no nearer to those of retrained
+    models than the original's (docs/papers/conmu.md). Rows to forget are read, and trained on in
+    noise.
 
     Args:
       key: ``jax.random.key``.
