@@ -1,15 +1,11 @@
-"""Every method by name, with what it promises: what the conformance tests and the CLI run over.
+"""The rows of the registry.
 
 To add a method: write its file, add its row here. The shared laws in
 ``tests/conformance`` then apply to it.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
 
-from jaxunlearn import _validate
 from jaxunlearn.baselines.amnesiac import AmnesiacConfig
 from jaxunlearn.baselines.amnesiac import unlearner as amnesiac
 from jaxunlearn.baselines.feature_unlearning import FeatureUnlearningConfig
@@ -46,57 +42,9 @@ from jaxunlearn.methods.prune import PruneClassConfig, PruneConfig
 from jaxunlearn.methods.prune import class_unlearner as prune_class
 from jaxunlearn.methods.prune import unlearner as prune
 from jaxunlearn.primitives.solve import CG
+from jaxunlearn.registry.method import Method, PrunedConfig, checked
 from jaxunlearn.training.config import TrainConfig
-from jaxunlearn.training.pruned import PruningConfig
 from jaxunlearn.types import Model, Unlearner
-
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """One row of the registry: how to make a method, and what it promises.
-
-    Attributes:
-      name: as in tables and on the command line.
-      make: ``make(model, train, config) -> Unlearner``.
-      config: its configuration with default values.
-      guarantee: ``exact``, ``certified: ...`` or ``none``.
-      source: where the method comes from.
-      needs: what ``fit`` keeps beside the parameters.
-      ordinary_training: ``fit`` is the plain training, so that methods can share its state.
-      own_training: its model is trained by another rule than Retrain's, so that gaps to
-        retrained models compare the rules too.
-
-    Example:
-      >>> METHODS["finetune"].config.epochs > 0
-      True
-    """
-
-    name: str
-    make: Callable[..., Unlearner]
-    config: Any
-    guarantee: str
-    source: str
-    needs: str = "nothing"
-    ordinary_training: bool = True
-    own_training: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class PrunedConfig:
-    """A method on a pruned network: how to prune, and the method's own configuration.
-
-    Attributes:
-      pruning: how to prune.
-      then: the method's own configuration; its defaults if None.
-
-    Example:
-      >>> PrunedConfig(PruningConfig(rate=0.5), then=FineTuneConfig(epochs=2)).then.epochs
-      2
-    """
-
-    pruning: PruningConfig = PruningConfig()
-    then: Any = None
-
 
 PCMU = "PCMU, Prompt Certified Machine Unlearning, NeurIPS 2022"
 LIU = "Liu et al. 2023, Model Sparsity Can Simplify Machine Unlearning (official code)"
@@ -143,7 +91,7 @@ def _pruned(method: Method) -> Method:
     """The method on a magnitude-pruned network, within its mask ("X + Pruning")."""
 
     def make(model: Model, train: TrainConfig, config: PrunedConfig) -> Unlearner:
-        return method.make(model, train, _checked(method, config.then), prune=config.pruning)
+        return method.make(model, train, checked(method, config.then), prune=config.pruning)
 
     return Method(
         name=f"{method.name}+pruning",
@@ -343,78 +291,3 @@ METHODS |= {
         ),
     )
 }
-
-
-def get(name: str) -> Method:
-    """The method of that name.
-
-    Args:
-      name: a name in ``METHODS``.
-
-    Raises:
-      ValueError: an unknown name, with the nearest known ones.
-
-    Example:
-      >>> get("retrain").guarantee
-      'exact'
-    """
-    _validate.one_of(METHODS, method=name)
-    return METHODS[name]
-
-
-def make(
-    name: str, model: Model, *, train: TrainConfig = TrainConfig(), config: Any = None
-) -> Unlearner:
-    """The unlearner of that name for a model.
-
-    Args:
-      name: a name in ``METHODS``.
-      model: what to train.
-      train: how to train it.
-      config: the method's configuration; its defaults if None.
-
-    Returns:
-      An :class:`Unlearner`; the same object for the same arguments.
-
-    Raises:
-      ValueError: an unknown name; a configuration of another method; a model that
-        cannot be hashed.
-
-    Cost: nothing; the work begins with ``fit``.
-
-    Example:
-      >>> import jax, jax.numpy as jnp
-      >>> from jaxunlearn import Dataset, models
-      >>> data = Dataset(jnp.array([[-1.0], [1.0]]), jnp.array([0, 1]))
-      >>> unlearner = make("retrain", models.logistic(2))
-      >>> state = unlearner.fit(jax.random.key(0), data)
-      >>> unlearner.predict(state, data.x).shape
-      (2, 2)
-    """
-    config = _checked(get(name), config)
-    try:
-        hash(model)
-    except TypeError as error:
-        raise ValueError(
-            f"model has an init or apply that cannot be hashed ({error}), an equinox module for "
-            "instance: wrap it in a function, and keep the model to reuse what was compiled for it."
-        ) from None
-    return _make(name, model, train, config)
-
-
-# The same object for the same arguments, so that what was compiled for it is found again.
-@functools.lru_cache
-def _make(name: str, model: Model, train: TrainConfig, config: Any) -> Unlearner:
-    return METHODS[name].make(model, train, config)
-
-
-def _checked(method: Method, config: Any) -> Any:
-    """``config`` if it is one of this method; its defaults if None."""
-    if config is None:
-        return method.config
-    if type(config) is not type(method.config):
-        raise ValueError(
-            f"config={config!r} does not configure {method.name!r}: "
-            f"give a {type(method.config).__name__}, or None for its defaults."
-        )
-    return config
