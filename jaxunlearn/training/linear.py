@@ -26,7 +26,7 @@ class Optimum(NamedTuple):
       gradient: largest entry of the mean (sub-) gradient, or of a row's distance to the kink that
         it is held at; 0 at the optimum.
       steps: Newton steps taken.
-      converged: ``bool``, whether ``gradient`` is within the tolerance.
+      converged: ``bool``, whether ``gradient`` is within the tolerance, and there is an optimum.
       mix: ``float[n]``, which end of its scores is the worst of a row: 1 the highest, -1 the
         lowest. Strictly between them the row is at a kink, and its subgradient in the optimum
         is the mean of both ends' gradients with weights ``(1 + mix) / 2`` and ``(1 - mix) / 2``.
@@ -71,8 +71,8 @@ def minimise(
       steps: Newton steps at most.
 
     Returns:
-      An :class:`Optimum`; ``converged`` is False if the steps ran out, as they do where no
-      optimum exists (``l2 = 0`` on rows that the ball leaves separable).
+      An :class:`Optimum`; ``converged`` is False if the steps ran out, and where no optimum
+      exists: logistic regression with ``l2 = 0`` on rows that the ball leaves separable.
 
     Cost: a step is a dozen or more products with the rows, O(n d) each.
 
@@ -230,4 +230,9 @@ def _minimise(data, weights, start, mix, l2, *, ball, loss, tolerance, most) -> 
         inside = jnp.clip(held / jnp.where(reach > 0, reach, 1.0), -1.0, 1.0)
         mix = jnp.where(z == 0, inside, jnp.sign(z))
     residual = jnp.maximum(size, apart)
-    return Optimum(w, residual, count, residual <= tolerance, mix)
+    converged = residual <= tolerance
+    if loss == "logistic":
+        # Weights that separate all rows lose less the longer they are, down to no gradient at all.
+        separated = jnp.all((y * middle > reach) | (share == 0))
+        converged &= (l2 > 0) | ~separated
+    return Optimum(w, residual, count, converged, mix)
