@@ -43,7 +43,7 @@ def ulira(unlearned, retrained, *, null, density: str = "gaussian") -> AuditRepo
       ValueError: shapes that differ, fewer than 8 models, constant or non-finite scores.
 
     Example:
-      >>> rng = np.random.default_rng(0)
+      >>> rng = np.random.default_rng(2)
       >>> a, b, c = rng.normal(0, 1, (3, 64, 50))
       >>> report = ulira(a + 1, b, null=c)
       >>> 0.65 < report.value < 0.72, report.null.low < 0.5 < report.null.high  # truth: .69

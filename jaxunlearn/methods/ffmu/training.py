@@ -176,7 +176,7 @@ def train(
       ValueError: as :func:`jaxunlearn.training.fit`; a partition that does not fit.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> from jaxunlearn import models
       >>> data = Dataset(jnp.array([[-1.0], [1.0]] * 5), jnp.array([0, 1] * 5))
       >>> how = FFMUConfig(federation=Federation(clients=2))
