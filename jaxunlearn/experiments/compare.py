@@ -104,6 +104,7 @@ def prepared(config: TaskConfig) -> tuple[data.Splits, Model]:
 
 
 def run_id_of(name: str, seed: int) -> str:
+    """The name of a run in the records."""
     return f"{name}/seed-{seed}"
 
 
@@ -141,6 +142,7 @@ def run_seed(task: Task, seed: int, records: Records, display, bar) -> None:
 
 
 def unlearner_of(task: Task, name: str) -> Unlearner:
+    """The unlearner of a method, with the settings of the task."""
     config = task.configs[name]
     return registry.make(name, task.model, train=task.config.train, config=config)
 
@@ -156,6 +158,7 @@ def _original_name(name: str, config: Any) -> str:
 
 
 def warn(message: str, display) -> None:
+    """One line on the terminal, above the bars if there are any."""
     import rich
 
     console = display.console if display is not None else rich.get_console()
@@ -163,6 +166,7 @@ def warn(message: str, display) -> None:
 
 
 def draw_request(config: TaskConfig, y: Array, seed: int) -> Request:
+    """The request of a seed, drawn anew."""
     key = jax.random.fold_in(jax.random.key(0), seed)
     draw = jax.random.fold_in(key, zlib.crc32(b"request"))
     if config.label is not None:
@@ -204,6 +208,7 @@ def _scalars(certificate: Any) -> dict[str, float]:
 
 
 def frm_terms(references: References) -> Array:
+    """What FRM is made of."""
     return jnp.asarray([measure.frm_terms(values) for values in references.scores])
 
 

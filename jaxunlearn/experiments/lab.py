@@ -294,10 +294,12 @@ class Bench:
 
 
 def save(path: pathlib.Path, **arrays) -> None:
+    """Writes it, whole or not at all."""
     with atomic_write(path) as file:
         np.savez(file, **arrays)
 
 
 def load(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Reads what :func:`save` wrote."""
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
