@@ -30,7 +30,7 @@ HEADS = (
 CONFUSED = {"fashion_mnist": (0, 6), "digits": (3, 8)}
 
 
-# Two fits did not end in three minutes: seven arms of each of eight variants would take far too long.
+# Two fits did not end in three minutes, and there are seven arms of each of eight variants.
 TOO_SLOW = ("muter",)
 
 
