@@ -7,7 +7,6 @@ the seed and the method's name alone, it ends with the records it would have had
 """
 
 import dataclasses
-import hashlib
 import pathlib
 import zlib
 from typing import Any
@@ -129,11 +128,12 @@ def run_seed(task: Task, seed: int, records: Records, display, bar) -> None:
         if name == "references":
             record = reference_record(task, request, references)
         else:
-            start = _original_name(name, task.configs[name])
+            start = registry.get(name).training(task.configs[name])
             if start not in originals:
-                originals[start] = trained.original(task, request, unlearner_of(task, name), start)
+                originals[start] = trained.original(task, request, trainer_of(task, name), start)
+            own = trained.adopted(task, originals[start], name)
             retrain = records.by_id.get(run_id_of("retrain", seed))
-            record = method_record(task, request, originals[start], references, name, retrain)
+            record = method_record(task, request, own, references, name, retrain)
         records.append(record)
         if record.get("status", "OK") != "OK":
             status = record["status"]
@@ -147,14 +147,10 @@ def unlearner_of(task: Task, name: str) -> Unlearner:
     return registry.make(name, task.model, train=task.config.train, config=config)
 
 
-def _original_name(name: str, config: Any) -> str:
-    """What determines the original of a method: those that train alike share one."""
-    if registry.get(name).ordinary_training:
-        return "plain"
-    if isinstance(config, registry.PrunedConfig):
-        digest = hashlib.sha256(repr(config.pruning).encode()).hexdigest()
-        return f"pruned-{digest[:12]}"
-    return name
+def trainer_of(task: Task, name: str) -> Unlearner:
+    """The unlearner whose ``fit`` trains the method's model, perhaps for others too."""
+    config, trainer = task.configs[name], registry.get(name).trainer
+    return registry.make(trainer, task.model, train=task.config.train, config=config)
 
 
 def warn(message: str, display) -> None:

@@ -119,17 +119,7 @@ def method_of(name: str) -> registry.Method:
 def unlearner(task: Task, name: str, config: Any) -> Unlearner:
     """The method for this task, without progress bars inside."""
     quiet = dataclasses.replace(task.train, progress=False)
-    return registry.make(method_of(name).name, task.model, train=quiet, config=config)
-
-
-def group_of(name: str, config: Any) -> str:
-    """Methods of one group share their originals."""
-    method = method_of(name)
-    if method.ordinary_training:
-        return "plain"
-    if isinstance(config, registry.PrunedConfig):
-        return f"pruned-{_short(repr(config.pruning).encode())}"
-    return f"{name}-{_short(repr(config).encode())}"
+    return registry.make(name.partition("@")[0], task.model, train=quiet, config=config)
 
 
 def keys(task: Task, what: str) -> Array:

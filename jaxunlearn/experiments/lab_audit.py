@@ -98,7 +98,7 @@ def run(
     play = lab_groups.game(task, order)
     groups: dict[str, dict[str, Any]] = {}
     for name, config in methods.items():
-        groups.setdefault(lab.group_of(name, config), {})[name] = config
+        groups.setdefault(lab.method_of(name).training(config), {})[name] = config
     for group, members in groups.items():
         lab_groups.run_group(bench, group, members, requests, play)
     return audit_all(bench, methods, requests, play)
@@ -109,7 +109,7 @@ def audit_all(
 ) -> list[dict[str, Any]]:
     """Records of everything that is stored so far."""
     found = [
-        audit_method(bench, lab.group_of(name, config), name, request, forget, play)
+        audit_method(bench, lab.method_of(name).training(config), name, request, forget, play)
         for name, config in methods.items()
         for request, forget in requests.items()
         if bench.stored(f"{name}/{request}")

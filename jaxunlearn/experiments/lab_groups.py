@@ -88,8 +88,9 @@ def run_group(
 def _run_block(bench, group, methods, requests, play, block, todo, own) -> float:
     task = bench.task
     first = next(iter(methods))
+    trainer = unlearner(task, method_of(first).trainer, methods[first])
     units = {name: unlearner(task, name, config) for name, config in methods.items()}
-    trainer = units[first]
+    adopters = {n: method_of(n).adopter(task.model, config) for n, config in methods.items()}
     some = lambda what: keys(task, what)[block]
     spent = 0.0
     answers = {arm for arm in todo if arm.split("/")[0] in methods and not arm.endswith("/game")}
@@ -97,6 +98,11 @@ def _run_block(bench, group, methods, requests, play, block, todo, own) -> float
         states, seconds = _originals(bench, group, trainer, some("originals"), block)
         spent += seconds
         for name, unit in units.items():
+            adopt, kept = adopters[name], states
+            if adopt is not None:
+                one = lambda train, state, adopt=adopt: adopt(state, train)
+                kept, took = bench.call(f"adopt {name}", one, states, shared=(bench.train,))
+                spent += took
             for request, forget in requests.items():
                 what = f"{name}/{request}"
                 if what not in answers:
@@ -106,7 +112,7 @@ def _run_block(bench, group, methods, requests, play, block, todo, own) -> float
                     return unit.unlearn(key, state, train, forget)
 
                 after, took = bench.call(
-                    f"unlearn {name}", answer, some(f"unlearn {name} {request}"), states,
+                    f"unlearn {name}", answer, some(f"unlearn {name} {request}"), kept,
                     shared=(bench.train, forget),
                 )  # fmt: skip
                 bench.measure(
@@ -132,7 +138,7 @@ def _run_block(bench, group, methods, requests, play, block, todo, own) -> float
 
     games = {arm for arm in todo if arm.endswith("/game")}
     if games and play is not None:
-        spent += _play(bench, group, units, play, block, games, some)
+        spent += _play(bench, group, trainer, units, adopters, play, block, games, some)
     return spent
 
 
@@ -144,12 +150,13 @@ def _originals(bench: Bench, group: str, trainer: Unlearner, some: Array, block:
     return bench.call(f"fit {group}", fit, some, shared=(bench.train,))
 
 
-def _play(bench, group, units, play: Game, block: slice, games: set[str], some) -> float:
+def _play(
+    bench, group, trainer, units, adopters, play: Game, block: slice, games: set[str], some
+) -> float:
     """RULI's game for one block: train on the seen rows, unlearn, look at all targets."""
     train = bench.train
     seen, forget = jnp.asarray(play.rows[block]), jnp.asarray(play.forget[block])
     rows = lambda index: Dataset(train.x[index], train.y[index])
-    trainer = next(iter(units.values()))
     fit = lambda key, index: trainer.fit(key, rows(index))
     states, spent = bench.call(f"game fit {group}", fit, some("game"), seen)
     for name, unit in units.items():
@@ -157,7 +164,8 @@ def _play(bench, group, units, play: Game, block: slice, games: set[str], some) 
         if what not in games:
             continue
 
-        def answer(key, state, index, gone, unit=unit):
+        def answer(key, state, index, gone, unit=unit, adopt=adopters[name]):
+            state = state if adopt is None else adopt(state, rows(index))
             return unit.unlearn(key, state, rows(index), gone)
 
         after, took = bench.call(f"game {name}", answer, some(f"game {name}"), states, seen, forget)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import audit, data
+from jaxunlearn import audit, data, registry
 from jaxunlearn._files import atomic_write
 from jaxunlearn.checkpoint import restore, save
 from jaxunlearn.experiments import measure
@@ -92,6 +92,19 @@ def original(task: Task, request: Request, unlearner: Unlearner, name: str) -> O
     train_logits, test_logits, _ = predictions(task, name, unlearner, state)
     scores = measure.scores(train_logits, test_logits, task.splits, request.forget)
     return Original(state, times["train_s"], times["compile_s"], scores)
+
+
+def adopted(task: Task, found: Original, name: str) -> Original:
+    """An original with what one of the methods that share its training keeps of it."""
+    adopt = registry.get(name).adopter(task.model, task.configs[name])
+    if adopt is None:
+        return found
+    done = task.compiler.run(f"adopt {name}", adopt, found.state, task.splits.train)
+    return found._replace(
+        state=done.result,
+        train_s=found.train_s + done.seconds,
+        compile_s=found.compile_s + done.compile_s,
+    )
 
 
 def references(task: Task, request: Request) -> References:

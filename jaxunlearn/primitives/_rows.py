@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxunlearn import _sharding, _validate
 from jaxunlearn.primitives.balls import norm
-from jaxunlearn.types import Array, Dataset, Params
+from jaxunlearn.types import Array, Dataset, Params, PyTree
 
 
 def kkt(gradient, params, row, delta, ball):
@@ -45,3 +45,26 @@ def over_rows(one: Callable, static: tuple, params: Params, data: Dataset, *rest
 @functools.partial(jax.jit, static_argnames=("one", "static", "chunk"))
 def _compiled(params, data, rest, *, one, static, chunk):
     return jax.lax.map(lambda a: one(*static, params, *a), (data, *rest), batch_size=chunk)
+
+
+def scan_chunks(part, total: PyTree, arrays: tuple, chunk: int) -> PyTree:
+    """Folds ``part(total, some) -> (total, None)`` over chunks of rows; weights come first.
+
+    Rows of weight 0 come last and chunks of them are skipped: a request costs its own rows. The
+    last chunk is filled with rows of weight 0.
+    """
+    n = arrays[0].shape[0]
+    if chunk == n:
+        return part(total, arrays)[0]
+    count = -(-n // chunk)
+    order = jnp.argsort(arrays[0] == 0, stable=True)
+    numbers = jnp.arange(count * chunk).reshape(count, chunk)
+
+    def body(total, places):
+        rows = jnp.take(order, places, mode="clip")
+        weights, *rest = jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=0), arrays)
+        weights = jnp.where(places < n, weights, 0)
+        some = lambda total: part(total, (weights, *rest))[0]
+        return jax.lax.cond((weights != 0).any(), some, lambda total: total, total), None
+
+    return jax.lax.scan(body, total, numbers)[0]

@@ -18,10 +18,13 @@ import jax.flatten_util
 import jax.numpy as jnp
 
 from jaxunlearn import _sharding, _validate
+from jaxunlearn.primitives import last_layer
+from jaxunlearn.primitives._rows import scan_chunks
 from jaxunlearn.primitives.balls import Ball, L2Ball
 from jaxunlearn.primitives.inner import follow
+from jaxunlearn.primitives.last_layer import LastLayer
 from jaxunlearn.primitives.solve import CG
-from jaxunlearn.types import ApplyFn, Array, Dataset, LossFn, Params, PyTree
+from jaxunlearn.types import ApplyFn, Array, Dataset, LossFn, Params
 
 MODES = ("kkt", "direct", "paper", "fisher")
 # The solve for the perturbation's derivative: to rounding, so that products are symmetric.
@@ -103,7 +106,7 @@ def _total_product(params, data, delta, trusted, weights, v, *, loss_fn, ball, m
         return jax.tree.map(wide, total, some), None
 
     total = jax.tree.map(_wide_zeros, params)
-    total = _scan_chunks(part, total, (weights, data, delta, trusted), chunk)
+    total = scan_chunks(part, total, (weights, data, delta, trusted), chunk)
     return jax.tree.map(lambda t, p: t.astype(p.dtype), total, params)
 
 
@@ -187,7 +190,11 @@ def total_matrix(
     weights = jnp.ones(n) if weights is None else _validate.as_weights(weights)
     trusted = jnp.ones(n, bool) if trusted is None else trusted
     static = {"loss_fn": loss_fn, "ball": ball, "mode": mode, "terms": terms}
-    return _total_matrix(params, data, delta, trusted, weights, **static, chunk=min(chunk, n))
+    given, chunk = (params, data, delta, trusted, weights), min(chunk, n)
+    if isinstance(loss_fn, LastLayer):
+        last_layer.check(params)
+        return last_layer.matrix(*given, **static, chunk=chunk)
+    return _total_matrix(*given, **static, chunk=chunk)
 
 
 @functools.partial(jax.jit, static_argnames=("loss_fn", "ball", "mode", "terms", "chunk"))
@@ -234,7 +241,7 @@ def _total_matrix(params, data, delta, trusted, weights, *, loss_fn, ball, mode,
 
     wide = jnp.promote_types(flat.dtype, jnp.float32)
     total = jnp.zeros((flat.size, flat.size), wide)
-    return _scan_chunks(part, total, (weights, data, delta, trusted), chunk)
+    return scan_chunks(part, total, (weights, data, delta, trusted), chunk)
 
 
 def gauss_newton_product(
@@ -283,7 +290,7 @@ def _gauss_newton(params, data, weights, v, *, apply_fn, chunk):
         (some,) = pull(curved * w[:, None].astype(curved.dtype))
         return jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, some), None
 
-    total = _scan_chunks(part, jax.tree.map(_wide_zeros, params), (weights, data), chunk)
+    total = scan_chunks(part, jax.tree.map(_wide_zeros, params), (weights, data), chunk)
     return jax.tree.map(lambda t, p: t.astype(p.dtype), total, params)
 
 
@@ -361,26 +368,3 @@ def softmax_product(w: Array, factors, v: Array, *, weights: Array | None = None
 
 def _wide_zeros(p: Array) -> Array:
     return jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32))
-
-
-def _scan_chunks(part, total: PyTree, arrays: tuple, chunk: int) -> PyTree:
-    """Folds ``part(total, some) -> (total, None)`` over chunks of rows; weights come first.
-
-    Rows of weight 0 come last and chunks of them are skipped: a request costs its own rows. The
-    last chunk is filled with rows of weight 0.
-    """
-    n = arrays[0].shape[0]
-    if chunk == n:
-        return part(total, arrays)[0]
-    count = -(-n // chunk)
-    order = jnp.argsort(arrays[0] == 0, stable=True)
-    numbers = jnp.arange(count * chunk).reshape(count, chunk)
-
-    def body(total, places):
-        rows = jnp.take(order, places, mode="clip")
-        weights, *rest = jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=0), arrays)
-        weights = jnp.where(places < n, weights, 0)
-        some = lambda total: part(total, (weights, *rest))[0]
-        return jax.lax.cond((weights != 0).any(), some, lambda total: total, total), None
-
-    return jax.lax.scan(body, total, numbers)[0]

@@ -4,12 +4,12 @@ import functools
 from typing import Any
 
 from jaxunlearn import _validate
-from jaxunlearn.registry.method import Method, PrunedConfig, checked
+from jaxunlearn.registry.method import Method, PrunedConfig, Sharing, checked
 from jaxunlearn.registry.rows import METHODS
 from jaxunlearn.training.config import TrainConfig
 from jaxunlearn.types import Model, Unlearner
 
-__all__ = ["METHODS", "Method", "PrunedConfig", "get", "make"]
+__all__ = ["METHODS", "Method", "PrunedConfig", "Sharing", "get", "make"]
 
 
 def get(name: str) -> Method:

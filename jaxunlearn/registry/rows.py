@@ -4,6 +4,7 @@ To add a method: write its file, add its row here. The shared laws in
 ``tests/conformance`` then apply to it.
 """
 
+import dataclasses
 import functools
 
 from jaxunlearn.baselines.amnesiac import AmnesiacConfig
@@ -35,6 +36,7 @@ from jaxunlearn.methods.conmu import OFFICIAL, PAPER, ConMUConfig
 from jaxunlearn.methods.conmu import unlearner as conmu
 from jaxunlearn.methods.ffmu import FFMUConfig
 from jaxunlearn.methods.muter import MuterConfig
+from jaxunlearn.methods.muter import adopt as muter_adopt
 from jaxunlearn.methods.muter import unlearner as muter
 from jaxunlearn.methods.pcmu import PCMUConfig, retrain_unlearner
 from jaxunlearn.methods.pcmu import unlearner as pcmu
@@ -42,7 +44,7 @@ from jaxunlearn.methods.prune import PruneClassConfig, PruneConfig
 from jaxunlearn.methods.prune import class_unlearner as prune_class
 from jaxunlearn.methods.prune import unlearner as prune
 from jaxunlearn.primitives.solve import CG
-from jaxunlearn.registry.method import Method, PrunedConfig, checked
+from jaxunlearn.registry.method import Method, PrunedConfig, Sharing, checked
 from jaxunlearn.training.config import TrainConfig
 from jaxunlearn.types import Model, Unlearner
 
@@ -201,7 +203,13 @@ def _muter(name: str, source: str, config: MuterConfig, guarantee: str) -> Metho
         needs="the matrix, and a perturbation a row",
         ordinary_training=False,
         own_training=True,
+        sharing=Sharing("muter", _adversarial, functools.partial(muter_adopt, method=name)),
     )
+
+
+def _adversarial(config: MuterConfig) -> MuterConfig:
+    """All of it but how requests are answered, and how the matrix is kept."""
+    return dataclasses.replace(config, solver=None, terms=1, refresh=0, noise=0.0)
 
 
 LIU_MUTER = "Liu et al. 2023, MUter: Machine Unlearning on Adversarially Trained Models"

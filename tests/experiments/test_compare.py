@@ -156,7 +156,7 @@ def test_methods_that_train_alike_share_their_original(finished):
     folders = [path.name for path in (out / "originals").iterdir() if path.is_dir()]
     assert len(folders) == 2 and "plain-seed-0" in folders
     default, then, other = (
-        module._original_name("finetune+pruning", config)
+        registry.get("finetune+pruning").training(config)
         for config in (
             registry.get("finetune+pruning").config,
             registry.get("noop+pruning").config,

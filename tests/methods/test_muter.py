@@ -9,12 +9,14 @@ import pytest
 
 from jaxunlearn import Dataset, Status, TrainConfig, models
 from jaxunlearn.methods import muter
-from jaxunlearn.methods.muter import MuterConfig, unlearner
+from jaxunlearn.methods.muter import MuterConfig, adopt, unlearner
 from jaxunlearn.methods.muter.unlearner import _last_layer
 from jaxunlearn.primitives.adversarial import PGDConfig, pgd
 from jaxunlearn.primitives.balls import L2Ball, LInfBox
+from jaxunlearn.primitives.last_layer import LastLayer
 from jaxunlearn.primitives.solve import CG, Cholesky, solve_block
 from jaxunlearn.training.adversarial import adversarial_newton
+from jaxunlearn.types import Model
 
 N, D, L, L2 = 120, 5, 3, 1e-2
 BALL = L2Ball(0.3)
@@ -268,15 +270,41 @@ def test_rows_without_a_maximum_fall_back_to_the_direct_hessian(rows, trained):
 
 def test_only_the_last_layer_is_trained():
     model, x = models.mlp(3, hidden=(4, 4)), jnp.zeros((1, 5))
-    params = model.init(jax.random.key(0), x)
-    head, join, _ = _last_layer(model, MuterConfig(), params)
+    params, rows = model.init(jax.random.key(0), x), Dataset(x, jnp.zeros(1, jnp.int32))
+    head, join, _ = _last_layer(model, MuterConfig(), params, rows)
     assert head.keys() == {"kernel", "bias"} and head["kernel"].shape == (4, 3)
     changed = join(jax.tree.map(lambda leaf: leaf + 1, head))
     for name in params:
         same = all(map(jnp.array_equal, *map(jax.tree.leaves, (changed[name], params[name]))))
         assert same == (name != "Dense_2")
     with pytest.raises(ValueError, match="head='Dense_9' is not in the parameters: Dense_0"):
-        _last_layer(model, MuterConfig(head="Dense_9"), params)
+        _last_layer(model, MuterConfig(head="Dense_9"), params, rows)
+    with pytest.raises(ValueError, match="the parameters have no names"):
+        _last_layer(model, MuterConfig(head="Dense_0"), jnp.zeros(3), rows)
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_dense_last_layer_is_found_by_trying(factor):
+    """Its loss is known in closed form; logits that are scaled afterwards are another function."""
+    plain, x = models.mlp(3, hidden=(4,)), jnp.linspace(0, 1, 10).reshape(2, 5)
+    model = Model(plain.init, lambda params, x: factor * plain.apply(params, x))
+    params, rows = model.init(jax.random.key(0), x), Dataset(x, jnp.array([0, 2]))
+    head, join, loss_fn = _last_layer(model, MuterConfig(l2=0.1), params, rows)
+    assert isinstance(loss_fn, LastLayer) == (factor == 1)
+    row, other = jax.tree.map(lambda leaf: leaf[1], rows), jax.tree.map(lambda leaf: -leaf, head)
+    logits = model.apply(join(other), x)[1]
+    squares = sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(head))
+    wanted = -jax.nn.log_softmax(logits)[2] + 0.05 * squares
+    assert float(loss_fn(other, row)) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_methods_that_share_a_training_keep_what_their_own_would_leave(rows):
+    model, config = models.logistic(L), MuterConfig(ball=BALL)
+    key, fit = jax.random.key(0), lambda m: unlearner(model, TrainConfig(), config, method=m).fit
+    state = fit("muter")(key, rows)
+    for method in ("muter_paper", "muter_newton", "muter_fisher_delta"):
+        found = adopt(model, config, method=method)(state, rows)
+        jax.tree.map(np.testing.assert_array_equal, found, fit(method)(key, rows))
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ one score have closed forms and kinks of their own: :mod:`jaxunlearn.methods.mut
 from jaxunlearn.methods.muter.leave_one_out import influence
 from jaxunlearn.methods.muter.remaining import refresh
 from jaxunlearn.methods.muter.stages import RULES, Diagnostics, Memory, Rule, prepare, remove
-from jaxunlearn.methods.muter.unlearner import MuterConfig, unlearner
+from jaxunlearn.methods.muter.unlearner import MuterConfig, adopt, unlearner
 
 __all__ = [
     "RULES",
@@ -25,6 +25,7 @@ __all__ = [
     "Memory",
     "MuterConfig",
     "Rule",
+    "adopt",
     "influence",
     "prepare",
     "refresh",

@@ -18,15 +18,16 @@ import jax.numpy as jnp
 
 from jaxunlearn import _sharding, _validate, tree
 from jaxunlearn.methods.muter.remaining import refresh
-from jaxunlearn.methods.muter.stages import RULES, prepare, remove
+from jaxunlearn.methods.muter.stages import RULES, Memory, prepare, remove
 from jaxunlearn.models.losses import cross_entropy
 from jaxunlearn.primitives.adversarial import PGDConfig, pgd
 from jaxunlearn.primitives.balls import Ball, L2Ball
+from jaxunlearn.primitives.last_layer import LastLayer, is_dense
 from jaxunlearn.primitives.solve import CG, Cholesky
 from jaxunlearn.training.adversarial import Trained, adversarial_newton
 from jaxunlearn.training.config import TrainConfig
 from jaxunlearn.training.fit import check_model
-from jaxunlearn.types import Array, Dataset, Model, Params, State, Status, Unlearner
+from jaxunlearn.types import Array, Dataset, LossFn, Model, Params, State, Status, Unlearner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,12 +164,46 @@ def unlearner(
     return Unlearner(fit, unlearn, predict)
 
 
+def adopt(
+    model: Model, config: MuterConfig, *, method: str = "muter"
+) -> Callable[[State, Dataset], State]:
+    """From MUter's trained state that of another method: the same model, another matrix.
+
+    Args:
+      model, config, method: as for :func:`unlearner`.
+
+    Returns:
+      ``adopted(state, data)`` with ``state`` from the ``fit`` of ``method="muter"`` on the same
+      rows: what the ``fit`` of ``method`` would have left after the same training.
+
+    Cost: one matrix, no training.
+
+    Example:
+      >>> from jaxunlearn import models
+      >>> data = Dataset(jnp.array([[-1.0], [1.0], [0.8]]), jnp.array([0, 1, 1]))
+      >>> model, config = models.logistic(2), MuterConfig(tolerance=1e-5)
+      >>> state = unlearner(model, TrainConfig(), config).fit(jax.random.key(0), data)
+      >>> newton = adopt(model, config, method="muter_newton")(state, data)
+      >>> bool((newton.memory.matrix == state.memory.matrix).all())
+      False
+    """
+    _validate.one_of(RULES, method=method)
+
+    def adopted(state: State, data: Dataset) -> State:
+        data = _sharding.automatic(data)
+        given = state.memory.params, state.memory.delta, state.params, data
+        memory = _remembered(*given, model=model, config=config, method=method)
+        return state._replace(memory=memory)
+
+    return adopted
+
+
 @functools.partial(jax.jit, static_argnames=("model", "config"))
 def _trained(key, data, *, model, config) -> tuple[Trained, Params]:
     """The same for all methods, so that it is compiled once for all."""
     init_key, attack_key = jax.random.split(key)
     params = model.init(init_key, data.x[:1])
-    head, _, loss_fn = _last_layer(model, config, params)
+    head, _, loss_fn = _last_layer(model, config, params, data)
     wide = _wide(data)
     inner = pgd(attack_key, loss_fn, head, wide, ball=config.ball, config=config.attack)
     how = {"tolerance": config.tolerance, "steps": config.newton_steps}
@@ -178,17 +213,15 @@ def _trained(key, data, *, model, config) -> tuple[Trained, Params]:
 
 @functools.partial(jax.jit, static_argnames=("model", "config", "method"))
 def _prepared(found, params, data, *, model, config, method) -> State:
-    head, join, loss_fn = _last_layer(model, config, params)
+    _, join, _ = _last_layer(model, config, params, data)
     n = data.y.shape[0]
-    how = {"ball": config.ball, "terms": config.terms, "tolerance": config.tolerance}
-    how |= {"rule": RULES[method], "dense": _dense(config, head)}
-    delta = found.inner.delta
+    given, fixed = (found.params, found.inner.delta), {"model": model, "config": config}
     status = jnp.where(found.converged, Status.OK, Status.NOT_CONVERGED)
     attack = config.attack.restarts * (config.attack.steps + 1)
     return State(
         params=join(found.params),
         removed=jnp.zeros(n, bool),
-        memory=prepare(loss_fn, found.params, _wide(data), delta, **how),
+        memory=_remembered(*given, params, data, **fixed, method=method),
         # Counted as backward passes: the attack, and what a Newton step takes at least.
         grads=jnp.float32(n) * (attack + 20 * found.steps.astype(jnp.float32) + 1),
         status=_finite(found.params, status),
@@ -197,8 +230,16 @@ def _prepared(found, params, data, *, model, config, method) -> State:
 
 
 @functools.partial(jax.jit, static_argnames=("model", "config", "method"))
+def _remembered(head, delta, params, data, *, model, config, method) -> Memory:
+    _, _, loss_fn = _last_layer(model, config, params, data)
+    how = {"ball": config.ball, "terms": config.terms, "tolerance": config.tolerance}
+    how |= {"rule": RULES[method], "dense": _dense(config, head)}
+    return prepare(loss_fn, head, _wide(data), delta, **how)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "config", "method"))
 def _unlearn(key, state, data, forget, *, model, config, method) -> State:
-    head, join, loss_fn = _last_layer(model, config, state.params)
+    head, join, loss_fn = _last_layer(model, config, state.params, data)
     wide, n = _wide(data), data.y.shape[0]
     how = {"ball": config.ball, "solver": _solver(config, head)}
     rule = RULES[method]
@@ -225,30 +266,57 @@ def _unlearn(key, state, data, forget, *, model, config, method) -> State:
     )
 
 
-def _last_layer(model: Model, config: MuterConfig, params: Params) -> tuple[Any, Callable, Any]:
+def _last_layer(
+    model: Model, config: MuterConfig, params: Params, data: Dataset
+) -> tuple[Any, Callable, LossFn]:
     """The part that is trained, widened to float32; how to put it back; its loss."""
-    if isinstance(params, dict) and len(params) > 1:
-        name = config.head or max(params, key=_natural)
+    name = config.head
+    if isinstance(params, dict):
+        name = name or max(params, key=_natural)
         if name not in params:
             raise ValueError(f"head={name!r} is not in the parameters: {', '.join(params)}.")
-        head, rest = params[name], params
-        join = lambda h: {**rest, name: _like(h, params[name])}
-    elif config.head is not None and not (isinstance(params, dict) and config.head in params):
-        raise ValueError(f"head={config.head!r} is not in the parameters, which have no such part.")
-    else:
-        head, join = params, lambda h: _like(h, params)
-    plain = cross_entropy(model.apply)
+    elif name is not None:
+        raise ValueError(f"head={name!r} names a part, but the parameters have no names.")
+    head = params if name is None else params[name]
     frozen = jax.tree.map(_widened, params)
+    whole = lambda h: h if name is None else {**frozen, name: h}
+    join = lambda h: _like(h, head) if name is None else {**params, name: _like(h, head)}
+    plain = cross_entropy(model.apply)
 
-    def loss_fn(h, row):
-        if isinstance(params, dict) and len(params) > 1:
-            whole = {**frozen, name: h}
-        else:
-            whole = h
+    def general(h, row):
         squares = [jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(h)]
-        return plain(whole, row) + config.l2 / 2 * sum(squares)
+        return plain(whole(h), row) + config.l2 / 2 * sum(squares)
 
+    loss_fn: LossFn = general
+    if name is not None and is_dense(head):
+        leaves, structure = jax.tree.flatten(frozen)
+        shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+        if _ends_dense(model.apply, name, structure, shapes, data.x.shape[1:]):
+            features = functools.partial(_features, model.apply, name, frozen)
+            loss_fn = LastLayer(features, config.l2)
     return jax.tree.map(_widened, head), join, loss_fn
+
+
+def _features(apply, name: str, params: Params, x: Array) -> Array:
+    """What a dense last layer sees of one row: the derivative of a logit in its own weights."""
+    head = params[name]
+    logit = lambda kernel: apply({**params, name: {**head, "kernel": kernel}}, x[None])[0, 0]
+    return jax.grad(logit)(head["kernel"])[:, 0]
+
+
+@functools.lru_cache
+def _ends_dense(apply, name: str, structure, shapes: tuple, row: tuple[int, ...]) -> bool:
+    """Whether the logits are ``W^T h(x) + b``, tried out at random parameters."""
+    with jax.ensure_compile_time_eval():
+        keys = jax.random.split(jax.random.key(0), len(shapes) + 1)
+        draw = lambda key, like: jax.random.normal(key, like[0], like[1]) / 2
+        params = jax.tree.unflatten(structure, map(draw, keys[1:], shapes))
+        x = jax.random.uniform(keys[0], (4, *row))
+        h = jnp.stack([_features(apply, name, params, one) for one in x])
+        head = params[name]
+        bias = head.get("bias", jnp.zeros(head["kernel"].shape[1]))
+        found, logits = h @ head["kernel"] + bias[None], apply(params, x)
+        return bool(jnp.allclose(found, logits, rtol=1e-3, atol=1e-3 * jnp.abs(logits).max()))
 
 
 def _natural(name: str) -> list:
