@@ -1,10 +1,12 @@
 """Figure 4, Figure 5 and Table 2 of the MUter paper: a network's last layer, attacked in pixels."""
 
 import dataclasses
+import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from rich.console import Console
@@ -42,10 +44,14 @@ class Setting:
     def name(self) -> str:
         return f"{self.act}-{'box' if self.box else 'l2'}-{self.radius}"
 
+    @property
+    def label(self) -> str:
+        return f"{self.act}, {'box' if self.box else 'L2'} {self.radius}"
+
 
 FIRST = Setting("tanh", 0.15)
-SETTINGS = [FIRST, Setting("relu", 0.15), Setting("tanh", 0.4), Setting("tanh", 0.02, True)]
-SETTINGS += [Setting("tanh", 0.05), Setting("relu", 0.05), Setting("relu", 0.02, True)]
+SETTINGS = [Setting("tanh", 0.05), FIRST, Setting("tanh", 0.4), Setting("relu", 0.05)]
+SETTINGS += [Setting("relu", 0.15), Setting("tanh", 0.02, True), Setting("relu", 0.02, True)]
 
 
 def case(setting: Setting) -> dict[str, Any]:
@@ -110,8 +116,9 @@ def show(cases: list[dict[str, Any]], console: Console) -> None:
             head = [""] * 5
     console.print(table)
     for it in cases:
-        for warning in it["warnings"]:
-            console.print(f"{Setting(**it['setting']).name} warned: {warning}")
+        if it["warnings"]:
+            more = f" (and {len(it['warnings']) - 1} like it)"
+            console.print(f"{Setting(**it['setting']).name} warned: {it['warnings'][0]}{more}")
         for run in it["runs"]:
             for k, line in run["removals"].items():
                 if "matrix-free" in line:
@@ -124,11 +131,41 @@ def show(cases: list[dict[str, Any]], console: Console) -> None:
             compared(it, console)
 
 
-def ratio(lines: list[dict[str, Any]], name: str) -> str:
-    """Distance over that of no-op, over seeds."""
+def draw(cases: list[dict[str, Any]], path: pathlib.Path) -> None:
+    """Distances over that of no-op when ten rows go, a line for each setting."""
+    figure, axis = plt.subplots(figsize=(7.6, 4.2))
+    shown = {"muter_newton_delta": "Newton-delta", "muter": "constrained"}
+    shown |= {"muter + refresh": "constrained, and a refresh"}
+    for number, name in enumerate(shown):
+        found = [interval([run["removals"]["10"] for run in it["runs"]], name) for it in cases]
+        middle, low, high = np.array(found).T
+        places = np.arange(len(cases)) + 0.22 * (1 - number)
+        axis.errorbar(
+            middle, places, xerr=(middle - low, high - middle), fmt="so^"[number],
+            markersize=5, capsize=2, linewidth=1, label=shown[name],
+        )  # fmt: skip
+    axis.axvline(1, color="black", linewidth=1, label="no-op")
+    axis.set(xscale="log", xlabel="distance to Retrain over that of no-op, 10 rows removed")
+    axis.set_yticks(range(len(cases)), [Setting(**it["setting"]).label for it in cases])
+    axis.invert_yaxis()
+    axis.grid(axis="x", alpha=0.3)
+    figure.legend(loc="lower center", ncols=4, fontsize=9, frameon=False)
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def interval(lines: list[dict[str, Any]], name: str) -> tuple[float, float, float]:
+    """Distance over that of no-op: geometric mean and interval over seeds."""
     logs = [np.log(line[name] / line["noop"]) for line in lines]
     mean, low, high = np.exp(intervals.mean_interval(logs))
-    return f"{mean:.2g} [{low:.1g}, {high:.1g}]"
+    return float(mean), float(low), float(high)
+
+
+def ratio(lines: list[dict[str, Any]], name: str) -> str:
+    """:func:`interval`, printed."""
+    mean, low, high = interval(lines, name)
+    return f"{mean:.2g} [{low:.2g}, {high:.2g}]"
 
 
 def compared(it: dict[str, Any], console: Console) -> None:

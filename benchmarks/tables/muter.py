@@ -343,6 +343,7 @@ def run(
                 if wanted(setting.name)
             ]
             pixel.show(cases, console)
+            pixel.draw(cases, folder / "pixel.png")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
