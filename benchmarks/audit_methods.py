@@ -23,8 +23,8 @@ MORE = {
 }
 FRACTION = 0.1
 HEADS = (
-    "method", "M", "OK", "TA", "RA", "FA gap", "U-LiRA", "ε", "apart", "Fq", "AUC", "RULI v/p", "IC",
-    "relearn",
+    "method", "M", "OK", "TA", "RA", "FA gap", "U-LiRA", "ε", "apart", "Fq", "AUC", "RULI v/p",
+    "IC", "relearn",
 )  # fmt: skip
 # Classes whose labels are swapped for the interclass confusion test: shirts, and 3 and 8.
 CONFUSED = {"fashion_mnist": (0, 6), "digits": (3, 8)}
