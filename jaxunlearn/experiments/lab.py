@@ -164,19 +164,25 @@ class Bench:
         for start in range(0, self.task.config.models, self.task.config.block):
             yield slice(start, start + self.task.config.block)
 
-    def call(self, name: str, function: Callable, *mapped, shared: tuple = ()) -> tuple[Any, float]:
+    def call(
+        self, name: str, function: Callable, *mapped, shared: tuple = (), in_turn: bool = False
+    ) -> tuple[Any, float]:
         """``function(*shared, *one)`` for each ``one`` along the leading axis of ``mapped``.
 
-        Compiled once for each name and shapes; the seconds are those of the run alone.
+        At once, or in turn. Compiled once for each name and shapes; the seconds are those of the
+        run alone.
         """
         shapes = [(jnp.shape(leaf), leaf.dtype) for leaf in jax.tree.leaves((shared, mapped))]
         at = name, str(shapes)
         if at not in self._programs:
-            axes = (None,) * len(shared) + (0,) * len(mapped)
-            program = jax.jit(jax.vmap(function, in_axes=axes))
-            self._programs[at] = program.lower(*shared, *mapped).compile()
+
+            def every(shared, mapped):
+                one = lambda mine: function(*shared, *mine)
+                return jax.lax.map(one, mapped) if in_turn else jax.vmap(one)(mapped)
+
+            self._programs[at] = jax.jit(every).lower(shared, mapped).compile()
         start = time.perf_counter()
-        out = jax.block_until_ready(self._programs[at](*shared, *mapped))
+        out = jax.block_until_ready(self._programs[at](shared, mapped))
         return out, time.perf_counter() - start
 
     def path(self, what: str, block: slice) -> pathlib.Path:

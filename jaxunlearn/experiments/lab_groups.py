@@ -89,13 +89,14 @@ def _run_block(bench, group, methods, requests, play, block, todo, own) -> float
     task = bench.task
     first = next(iter(methods))
     trainer = unlearner(task, method_of(first).trainer, methods[first])
+    varying = method_of(first).varying
     units = {name: unlearner(task, name, config) for name, config in methods.items()}
     adopters = {n: method_of(n).adopter(task.model, config) for n, config in methods.items()}
     some = lambda what: keys(task, what)[block]
     spent = 0.0
     answers = {arm for arm in todo if arm.split("/")[0] in methods and not arm.endswith("/game")}
     if answers:
-        states, seconds = _originals(bench, group, trainer, some("originals"), block)
+        states, seconds = _originals(bench, group, trainer, some("originals"), block, varying)
         spent += seconds
         for name, unit in units.items():
             adopt, kept = adopters[name], states
@@ -129,7 +130,7 @@ def _run_block(bench, group, methods, requests, play, block, todo, own) -> float
             kept = Dataset(bench.train.x[rest], bench.train.y[rest])
             fit = lambda kept, key: trainer.fit(key, kept)
             after, took = bench.call(
-                f"retrain {group}", fit, some(f"retrain {which}"), shared=(kept,)
+                f"retrain {group}", fit, some(f"retrain {which}"), shared=(kept,), in_turn=varying
             )
             bench.measure(
                 what, block, first, trainer, after, np.flatnonzero(forget), took, relearn=request
@@ -142,12 +143,14 @@ def _run_block(bench, group, methods, requests, play, block, todo, own) -> float
     return spent
 
 
-def _originals(bench: Bench, group: str, trainer: Unlearner, some: Array, block: slice):
+def _originals(
+    bench: Bench, group: str, trainer: Unlearner, some: Array, block: slice, varying: bool
+):
     """Models trained on all rows; ordinary ones are those of the references."""
     if group == "plain":
         return bench.originals(block), 0.0
     fit = lambda train, key: trainer.fit(key, train)
-    return bench.call(f"fit {group}", fit, some, shared=(bench.train,))
+    return bench.call(f"fit {group}", fit, some, shared=(bench.train,), in_turn=varying)
 
 
 def _play(
@@ -158,7 +161,8 @@ def _play(
     seen, forget = jnp.asarray(play.rows[block]), jnp.asarray(play.forget[block])
     rows = lambda index: Dataset(train.x[index], train.y[index])
     fit = lambda key, index: trainer.fit(key, rows(index))
-    states, spent = bench.call(f"game fit {group}", fit, some("game"), seen)
+    varying = method_of(next(iter(units))).varying
+    states, spent = bench.call(f"game fit {group}", fit, some("game"), seen, in_turn=varying)
     for name, unit in units.items():
         what = f"{name}/game"
         if what not in games:

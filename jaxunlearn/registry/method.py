@@ -39,6 +39,8 @@ class Method:
       own_training: its model is trained by another rule than Retrain's, so that gaps to
         retrained models compare the rules too.
       sharing: with which methods it shares a training that is not the ordinary one.
+      varying: ``fit`` takes as many steps as its data ask for: vmapped, all models wait for the
+        slowest, so that one after the other is faster where there is one core a model or less.
 
     Example:
       >>> from jaxunlearn.registry import METHODS
@@ -55,6 +57,7 @@ class Method:
     ordinary_training: bool = True
     own_training: bool = False
     sharing: Sharing | None = None
+    varying: bool = False
 
     @property
     def trainer(self) -> str:

@@ -204,6 +204,7 @@ def _muter(name: str, source: str, config: MuterConfig, guarantee: str) -> Metho
         ordinary_training=False,
         own_training=True,
         sharing=Sharing("muter", _adversarial, functools.partial(muter_adopt, method=name)),
+        varying=True,
     )
 
 
