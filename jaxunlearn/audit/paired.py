@@ -60,7 +60,8 @@ def compare_with(
       name -> :class:`PairedDifference`, without ``reference``.
 
     Raises:
-      ValueError: an unknown name, fewer than two methods, lengths that differ.
+      ValueError: an unknown name, fewer than two methods, lengths that differ, NaN (a run that
+        failed): its p-value would be none, and the correction counts them.
 
     Example:
       >>> same = np.arange(8) / 100
@@ -71,6 +72,13 @@ def compare_with(
     _validate.one_of(values, reference=reference)
     if len(values) < 2:
         raise ValueError(f"values has only {reference!r}: there is nothing to compare it with.")
+    for name, some in values.items():
+        bad = int((~np.isfinite(np.asarray(some, np.float64))).sum())
+        if bad:
+            raise ValueError(
+                f"values[{name!r}] has {bad} values that are not finite: runs that failed. Leave "
+                "the method or, for all methods, these seeds out, and say so."
+            )
     found = {
         name: paired_difference(some, values[reference], level=level)
         for name, some in values.items()

@@ -49,6 +49,8 @@ def test_compare_with_is_wilcoxon_with_holm():
     assert found["a"].estimate == pytest.approx((values["a"] - base).mean())
     with pytest.raises(ValueError, match="reference='retrain' is unknown"):
         audit.compare_with(values, "retrain")
+    with pytest.raises(ValueError, match=r"values\['b'\] has 1 values that are not finite"):
+        audit.compare_with(values | {"b": np.append(base[1:], np.nan)}, "noop")
 
 
 def test_paired_bootstrap_covers():
