@@ -25,8 +25,8 @@ class AuditReport(NamedTuple):
     Example:
       >>> report = AuditReport("accuracy", 0.7, Interval(0.7, 0.68, 0.72),
       ...                      Interval(0.5, 0.49, 0.51), 128, {})
-      >>> report.above_null
-      True
+      >>> report.above_null, report.clear_of_null
+      (True, True)
     """
 
     name: str
@@ -38,8 +38,16 @@ class AuditReport(NamedTuple):
 
     @property
     def above_null(self) -> bool:
-        """Whether the whole interval lies above that of the null."""
+        """Whether the whole interval lies above that of the null.
+
+        What an attack's power does; forgetting quality and relearn time fall instead.
+        """
         return bool(self.interval.low > self.null.high)
+
+    @property
+    def clear_of_null(self) -> bool:
+        """Whether the two intervals do not meet, whichever is higher; False if a bound is nan."""
+        return bool(self.above_null or self.interval.high < self.null.low)
 
 
 def arms(**named) -> list[np.ndarray]:

@@ -163,6 +163,8 @@ def test_report_says_what_retraining_scores():
     assert np.isnan(one.interval.low) and not one.above_null
     quality = audit.forgetting_quality(u + 1.5, r, null=null)
     assert quality.value < quality.null.low and quality.value == quality.detail["points"].mean()
+    assert quality.clear_of_null and not quality.above_null  # lower is worse
+    assert moved.clear_of_null and not same.clear_of_null and not one.clear_of_null
 
 
 @pytest.mark.parametrize(
