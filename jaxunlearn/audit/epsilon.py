@@ -244,9 +244,8 @@ def _median(epsilons: np.ndarray) -> Interval:
         return Interval(float(median(epsilons)), np.nan, np.nan)
     drawn = np.random.default_rng(0).integers(len(epsilons), size=(2000, len(epsilons)))
     medians = median(epsilons[drawn])
-    low, high = (
-        np.quantile(medians, q, method=m) for q, m in ((0.025, "lower"), (0.975, "higher"))
-    )
+    low = np.quantile(medians, 0.025, method="lower")
+    high = np.quantile(medians, 0.975, method="higher")
     return Interval(float(median(epsilons)), float(low), float(high))
 
 
