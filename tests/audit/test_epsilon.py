@@ -167,6 +167,16 @@ def test_report_says_what_retraining_scores():
     assert moved.clear_of_null and not same.clear_of_null and not one.clear_of_null
 
 
+@pytest.mark.parametrize("correlation", [0.0, 0.6])
+def test_the_interval_is_over_rows_and_takes_them_for_independent(correlation):
+    alarms, generator = 0, rng(9)
+    for _ in range(40):
+        shared, own = generator.normal(size=(3, 32, 1)), generator.normal(size=(3, 32, 40))
+        u, r, null = np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * own
+        alarms += audit.epsilon_report(u, r, null=null).clear_of_null
+    assert alarms <= 2 if correlation == 0 else alarms >= 4
+
+
 @pytest.mark.parametrize(
     "u, r, message",
     [
