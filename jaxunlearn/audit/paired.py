@@ -22,7 +22,7 @@ def paired_bootstrap(
 ) -> Interval:
     """Mean of ``a - b`` over the same seeds, with a BCa bootstrap interval: no law assumed.
 
-    With few seeds it covers less than it says: a 95% interval holds the truth in 82%, 90% and 93% of
+    With few seeds it covers less than it says: a 95% interval holds the truth in 82%, 90%, 93% of
     cases with 5, 10 and 25 seeds of a normal law, in 81%, 87% and 92% with those of an exponential
     one. :func:`~jaxunlearn.audit.paired_difference` has a t interval: 95%, and 89%, 90%, 93%.
 
