@@ -148,7 +148,7 @@ def shadows(
     """Models trained on random halves, each row in half of them: what LiRA needs.
 
     Every model has n / 2 rows and every row is in M / 2 models; apart from that memberships are
-    random (:func:`balanced_halves`).
+    random (:func:`balanced_halves`). They depend on ``count``, so another one trains all anew.
 
     Args:
       key, model, data, config, cache, block: as for :func:`references`.
@@ -177,8 +177,8 @@ def shadows(
     seed = np.asarray(jax.random.key_data(half_key))
     member = balanced_halves(np.random.default_rng(seed), count, n)
     params = _trained(
-        _keys(train_key, count), lambda rows: member[rows], b"halves", "training shadows", model,
-        data, config=config, cache=cache, block=block, key=key,
+        _keys(train_key, count), lambda rows: member[rows], member.tobytes(), "training shadows",
+        model, data, config=config, cache=cache, block=block, key=key,
     )  # fmt: skip
 
     return Shadows(params, jnp.asarray(member))

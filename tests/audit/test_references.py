@@ -216,6 +216,15 @@ def test_references_of_another_request_are_refused(found):
         found.check(jnp.arange(N) % 5 == 1)
 
 
+def test_more_shadows_are_not_the_stored_ones_of_other_halves(rows, tmp_path):
+    call = lambda count, **more: shadows(
+        KEY, MODEL, rows, count=count, config=CONFIG, block=8, **more
+    )
+    stored, again = call(8, cache=tmp_path), call(8, cache=tmp_path)
+    chex.assert_trees_all_equal(stored, again)
+    chex.assert_trees_all_close(call(16, cache=tmp_path), call(16), atol=1e-6)
+
+
 def test_shadows(rows):
     made = shadows(KEY, MODEL, rows, count=8, config=CONFIG)
     member = np.asarray(made.member)
