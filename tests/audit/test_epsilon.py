@@ -96,6 +96,15 @@ def test_lower_bound_keeps_its_level_and_has_power(size, shift):
         assert (bounds > 0.5 * truth(shift, DELTA)).mean() > (0.2 if shift == 1 else 0.6)
 
 
+@pytest.mark.parametrize("correlation", [-0.95, 0.95])
+def test_lower_bound_keeps_its_level_with_keys_shared(correlation):
+    r, own = rng(10).normal(0, 1, (2, 512, 400))
+    u = 1 + correlation * r + np.sqrt(1 - correlation**2) * own
+    bounds = audit.epsilon_lower_bound(u, r, delta=DELTA)
+    assert (bounds > truth(1, DELTA)).sum() <= stats.binom.ppf(0.999, 400, 0.05)
+    assert (bounds > 0.1).mean() > 0.5
+
+
 def test_lower_bound_keeps_its_level_with_ties():
     """Equal laws of two values: the truth is 0, and every positive bound is wrong."""
     u, r = rng(5).integers(0, 2, (2, 64, 400)).astype(float)
