@@ -169,5 +169,7 @@ class TestPrivacyBounds:
             audit.privacy_bounds(same, same, null=(same, same))
         with pytest.raises(ValueError, match="n >= 20 finite scores"):
             audit.privacy_bounds(same[:5], same, null=(same, same))
+        with pytest.raises(ValueError, match="null must be a pair"):
+            audit.privacy_bounds(rng().normal(size=30), same, null=same)
         with pytest.raises(ValueError, match="bound='boot' is unknown"):
             audit.privacy_bounds(same, same, null=(same, same), bound="boot")
