@@ -1,11 +1,10 @@
 """The interclass confusion test: labels of two classes were swapped; is the confusion unlearned?"""
 
-import numpy as np
+import jax.numpy as jnp
 
-from jaxunlearn import _validate
 from jaxunlearn.audit import _inputs
 from jaxunlearn.audit.intervals import mean_interval
-from jaxunlearn.audit.report import AuditReport, enough
+from jaxunlearn.audit.report import AuditReport, per_model
 from jaxunlearn.types import Array
 
 
@@ -25,29 +24,29 @@ def interclass_error(
       weights: ``bool[n]`` or ``float[n]``.
 
     Returns:
-      float scalar in [0, 1]; nan if no row of the two has weight.
+      float scalar in [0, 1]; nan if no row of the two has weight, or one of them a NaN logit.
 
     Raises:
       ValueError: shapes that do not match, equal classes, classes that the logits lack.
 
     Example:
-      >>> import jax.numpy as jnp
       >>> logits = jnp.eye(3)[jnp.array([0, 1, 1, 2])]  # answers
       >>> float(interclass_error(logits, jnp.array([0, 0, 1, 2]), (0, 1)))
       0.3333333432674408
     """
     logits = _inputs.logits(logits)
     y = _inputs.labels(y, logits.shape)
-    a, b = classes
-    _validate.whole(0, a=a, b=b)
-    if a == b or max(a, b) >= logits.shape[1]:
+    known = range(logits.shape[1])
+    if len(classes) != 2 or classes[0] == classes[1] or any(c not in known for c in classes):
         raise ValueError(
             f"classes={classes!r} must be two different ones below {logits.shape[1]}, the outputs."
         )
+    a, b = classes
     answer = logits.argmax(-1)
     wrong = ((y == a) & (answer == b)) | ((y == b) & (answer == a))
     either = ((y == a) | (y == b)) * _inputs.weights(weights, logits[:, 0])
-    return _inputs.weighted_mean(_inputs.widen(wrong), _inputs.widen(either))
+    broken = jnp.isnan(logits).any(-1)  # argmax would answer with the place of the NaN
+    return _inputs.weighted_mean(jnp.where(broken, jnp.nan, wrong), _inputs.widen(either))
 
 
 def confusion_report(unlearned, *, null) -> AuditReport:
@@ -61,19 +60,13 @@ def confusion_report(unlearned, *, null) -> AuditReport:
       :class:`AuditReport`, both with t intervals over models.
 
     Raises:
-      ValueError: fewer than 8 models, unequal sizes.
+      ValueError: fewer than 8 models, unequal sizes, errors that do not lie in [0, 1] (NaN).
 
     Example:
       >>> confusion_report([0.3, 0.31] * 4, null=[0.1, 0.11] * 4).above_null
       True
     """
-    unlearned, null = np.asarray(unlearned, float), np.asarray(null, float)
-    if unlearned.shape != null.shape or unlearned.ndim != 1:
-        raise ValueError(
-            f"unlearned has shape {unlearned.shape} and null has shape {null.shape}; give "
-            "one error for each of as many models."
-        )
-    enough(len(unlearned))
+    unlearned, null = per_model(0, 1, unlearned=unlearned, null=null)
     interval = mean_interval(unlearned)
     return AuditReport(
         "interclass error", interval.estimate, interval, mean_interval(null), len(unlearned), {}

@@ -40,7 +40,9 @@ def example_epsilons(
 
     Deviation: thresholds at the scores themselves, which are all that there are, instead of a grid
     of .01. ``delta`` = .1 by default, as with the challenge's 1e-5 the null is far from 0 for any
-    number of models that one can afford (``docs/audit.md`` has both).
+    number of models that one can afford (``docs/audit.md`` has both). A row that is constant in one
+    arm, as a patched or masked answer may be, is tried with ``double`` rules too: thresholds that
+    find all models of one arm would be discarded, and it would look forgotten.
 
     Args:
       unlearned: ``float[M, n]``, a score of n rows under M unlearned models, for example
@@ -78,6 +80,8 @@ def _epsilons(unlearned, retrained, delta, rule) -> np.ndarray:
 def _epsilon(u: np.ndarray, r: np.ndarray, delta: float, rule: str) -> float:
     """The best rule for one row; every set is a run of the pooled, sorted scores."""
     m = len(u)
+    if np.ptp(u) == 0 or np.ptp(r) == 0:
+        rule = "double"
     pooled = np.concatenate([u, r])
     order = np.argsort(pooled, kind="stable")
     values = pooled[order]
@@ -114,11 +118,21 @@ def null_epsilon(models: int, *, delta: float = 0.1, rule: str = "single") -> fl
     Simulated with 400 rows, whose law does not matter (only the order of scores counts);
     infinite values count as 7.
 
+    Args:
+      models: M, in each arm.
+      delta: in (0, 1).
+      rule: as there.
+
+    Raises:
+      ValueError: fewer than 2 models, a bad delta or rule.
+
     Example:
       >>> null_epsilon(8) > 5 * null_epsilon(128)
       True
     """
     _validate.whole(2, models=models)
+    _validate.fraction(delta=delta)
+    _validate.one_of(RULES, rule=rule)
     rng = np.random.default_rng(0)
     u, r = rng.random((2, models, 400))
     return float(np.minimum(_epsilons(u, r, delta, rule), 7.0).mean())
@@ -132,9 +146,13 @@ def epsilon_lower_bound(
     Thresholds are put at the 1st, 2nd, 4th, 8th ... largest score of one arm, where the rate of
     that arm has a beta law whatever its distribution, and the other arm's rate has the
     Clopper-Pearson bound; both arms and both directions, with Bonferroni's correction for all of
-    them. Valid for any continuous law, for each row (not for all rows at once).
+    them. A set is what lies strictly above its threshold, so that ties, of which a share of right
+    answers or a saturated confidence is full, keep the beta law an upper bound. Valid for any law,
+    for each row (not for all rows at once).
 
-    Guarantee: ``P(bound <= epsilon) >= level`` for scores that are independent over models.
+    Guarantee: ``P(bound <= epsilon) >= level`` for scores that are independent over models and
+    between the arms. Arms that share their keys are not quite: simulated normal arms with
+    correlation .95 or -.95 kept the level all the same.
 
     Args:
       unlearned: ``float[M, n]``; see :func:`example_epsilons`.
@@ -168,7 +186,7 @@ def epsilon_lower_bound(
         for sign in (1, -1):
             thresholds = -np.sort(-sign * b, axis=0)[ranks - 1]  # [ranks, n]
             for threshold, bound in zip(thresholds, upper, strict=True):
-                rate = lower[(sign * a >= threshold).sum(0)]
+                rate = lower[(sign * a > threshold).sum(0)]
                 ratio = np.maximum(rate - delta, 1e-300) / bound
                 best = np.maximum(best, np.log(ratio))
     return best
@@ -187,7 +205,11 @@ def epsilon_report(
       rule: see there.
 
     Returns:
-      :class:`AuditReport`: the median over rows, with a bootstrap interval over rows. ``detail``:
+      :class:`AuditReport`: the median over rows, infinity counted as 50, with a bootstrap interval
+      over rows (nan for a single row). It takes rows for independent: where nothing differs it is
+      clear of the null in 1% of cases if they are, and in a quarter if they correlate by .6 over
+      models, as the rows of one class may; then rely on :func:`~jaxunlearn.audit.ulira`, whose
+      interval is over models. ``detail``:
       ``epsilons``, ``lower`` (95% bounds), ``infinite`` (share of rows told apart without an
       error), and the same of the null as ``null_epsilons`` and ``null_infinite``.
 
@@ -221,12 +243,15 @@ def epsilon_report(
 
 
 def _median(epsilons: np.ndarray) -> Interval:
-    finite = np.minimum(epsilons, PAPER_CAP)  # a median does not see how far infinity is
-    if len(finite) < 2 or np.ptp(finite) == 0:
-        return Interval(float(np.median(finite)), float(finite.min()), float(finite.max()))
-    drawn = np.random.default_rng(0).integers(len(finite), size=(2000, len(finite)))
-    low, high = np.quantile(np.median(finite[drawn], axis=1), (0.025, 0.975))
-    return Interval(float(np.median(finite)), float(low), float(high))
+    # Capped last: between a number and infinity lies infinity, not the mean with the cap.
+    median = lambda values: np.minimum(np.median(values, axis=-1), PAPER_CAP)
+    if len(epsilons) == 1:
+        return Interval(float(median(epsilons)), np.nan, np.nan)
+    drawn = np.random.default_rng(0).integers(len(epsilons), size=(2000, len(epsilons)))
+    medians = median(epsilons[drawn])
+    low = np.quantile(medians, 0.025, method="lower")
+    high = np.quantile(medians, 0.975, method="higher")
+    return Interval(float(median(epsilons)), float(low), float(high))
 
 
 def quality_of(epsilons, *, models: int, mode: str = "default") -> np.ndarray:
@@ -268,7 +293,8 @@ def forgetting_quality(unlearned, retrained, *, null, mode: str = "default") -> 
         for a row whose scores range less than a hundredth as far in one arm as in the other.
 
     Returns:
-      :class:`AuditReport`: the mean over rows, with a bootstrap interval over rows.
+      :class:`AuditReport`: the mean over rows, with a bootstrap interval over rows, which takes
+      them for independent as that of :func:`epsilon_report` does.
 
     Raises:
       ValueError: as :func:`example_epsilons`.

@@ -35,6 +35,8 @@ def lira(scores, member, *, mode: str = "online", variance: str = "row") -> Audi
       :class:`AuditReport`: the AUC over all rows and models; its interval is over models. The null
       attacks with the memberships of another model, which the scores know nothing of. ``detail``:
       ``tpr_at_01fpr``, ``tpr_at_1fpr``, ``roc``, ``null_tpr_at_1fpr``, ``ratios`` ``[M, n]``.
+      Where nothing differs ``online`` scores less than one half at few models (.44 at 8, .48 at 16,
+      .49 at 32): the law of a model's own kind rests on one model less.
 
     Cost: O(M n).
 

@@ -22,8 +22,9 @@ def paired_bootstrap(
 ) -> Interval:
     """Mean of ``a - b`` over the same seeds, with a BCa bootstrap interval: no law assumed.
 
-    With few seeds of a skewed law it covers less than it says (86% instead of 95% with 25 seeds of
-    an exponential law); :func:`~jaxunlearn.audit.paired_difference` has a t interval.
+    With few seeds it covers less than it says: a 95% interval holds the truth in 82%, 90%, 93% of
+    cases with 5, 10 and 25 seeds of a normal law, in 81%, 87% and 92% with those of an exponential
+    one. :func:`~jaxunlearn.audit.paired_difference` has a t interval: 95%, and 89%, 90%, 93%.
 
     Args:
       a: ``float[n]``, one value a seed.
@@ -60,7 +61,8 @@ def compare_with(
       name -> :class:`PairedDifference`, without ``reference``.
 
     Raises:
-      ValueError: an unknown name, fewer than two methods, lengths that differ.
+      ValueError: an unknown name, fewer than two methods, lengths that differ, NaN (a run that
+        failed): its p-value would be none, and the correction counts them.
 
     Example:
       >>> same = np.arange(8) / 100
@@ -71,6 +73,13 @@ def compare_with(
     _validate.one_of(values, reference=reference)
     if len(values) < 2:
         raise ValueError(f"values has only {reference!r}: there is nothing to compare it with.")
+    for name, some in values.items():
+        bad = int((~np.isfinite(np.asarray(some, np.float64))).sum())
+        if bad:
+            raise ValueError(
+                f"values[{name!r}] has {bad} values that are not finite: runs that failed. Leave "
+                "the method or, for all methods, these seeds out, and say so."
+            )
     found = {
         name: paired_difference(some, values[reference], level=level)
         for name, some in values.items()

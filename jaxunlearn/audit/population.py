@@ -5,7 +5,7 @@ import numpy as np
 from jaxunlearn import _validate
 from jaxunlearn.audit import scores as score_functions
 from jaxunlearn.audit.intervals import mean_interval
-from jaxunlearn.audit.report import AuditReport, arms
+from jaxunlearn.audit.report import AuditReport, arms, pair
 from jaxunlearn.audit.roc_curve import rank_auc, roc_curve, tpr_at
 
 # Score functions by name, and the sign that makes higher mean member.
@@ -29,6 +29,9 @@ def member_scores(logits, y, *, score: str = "confidence") -> np.ndarray:
     Returns:
       ``float64[M, n]``.
 
+    Raises:
+      ValueError: an unknown score, logits that are not [M, n, C], labels that do not fit.
+
     Example:
       >>> member_scores(np.zeros((2, 1, 4)), np.array([0])).round(3).tolist()
       [[-1.099], [-1.099]]
@@ -39,7 +42,10 @@ def member_scores(logits, y, *, score: str = "confidence") -> np.ndarray:
         raise ValueError(f"logits has shape {logits.shape}, but must be [M, n, C].")
     function, sign = SCORES[score]
     m, n, _ = logits.shape
-    flat = function(logits.reshape(m * n, -1), np.tile(np.asarray(y), m))
+    y = np.asarray(y)
+    if y.shape != (n,):
+        raise ValueError(f"y has shape {y.shape}, but must be ({n},): a label for each row.")
+    flat = function(logits.reshape(m * n, -1), np.tile(y, m))
     return sign * np.asarray(flat, np.float64).reshape(m, n)
 
 
@@ -63,7 +69,8 @@ def population_attack(forget, test, *, null, name: str = "confidence") -> AuditR
       models together.
 
     Raises:
-      ValueError: fewer than 8 models, arms of unequal size, constant or non-finite scores.
+      ValueError: fewer than 8 models, arms of unequal size, constant or non-finite scores, a null
+        that is no pair.
 
     Example:
       >>> rng = np.random.default_rng(0)
@@ -71,8 +78,9 @@ def population_attack(forget, test, *, null, name: str = "confidence") -> AuditR
       >>> population_attack(forget + 1, test, null=(a, b)).above_null
       True
     """
-    forget, null_forget = arms(forget=forget, **{"null[0]": null[0]})
-    test, null_test = arms(test=test, **{"null[1]": null[1]})
+    null_forget, null_test = pair(null)
+    forget, null_forget = arms(forget=forget, **{"null[0]": null_forget})
+    test, null_test = arms(test=test, **{"null[1]": null_test})
     if len(forget) != len(test):
         raise ValueError(
             f"forget has {len(forget)} models and test has {len(test)}; they must be the same ones."

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxunlearn import _validate
 from jaxunlearn.audit.intervals import Interval
-from jaxunlearn.audit.report import AuditReport
+from jaxunlearn.audit.report import AuditReport, pair
 
 BOUNDS = ("clopper_pearson", "one_run", "bootstrap")
 
@@ -90,7 +90,7 @@ def privacy_bounds(
 
     interval = found(inside, outside)
     return AuditReport(
-        f"epsilon, jax-privacy {bound}", interval.estimate, interval, found(*null), 1, {}
+        f"epsilon, jax-privacy {bound}", interval.estimate, interval, found(*pair(null)), 1, {}
     )
 
 

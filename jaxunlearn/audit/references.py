@@ -11,12 +11,13 @@ import hashlib
 import io
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxunlearn import _progress, _validate
@@ -147,7 +148,7 @@ def shadows(
     """Models trained on random halves, each row in half of them: what LiRA needs.
 
     Every model has n / 2 rows and every row is in M / 2 models; apart from that memberships are
-    random (:func:`balanced_halves`).
+    random (:func:`balanced_halves`). They depend on ``count``, so another one trains all anew.
 
     Args:
       key, model, data, config, cache, block: as for :func:`references`.
@@ -176,8 +177,8 @@ def shadows(
     seed = np.asarray(jax.random.key_data(half_key))
     member = balanced_halves(np.random.default_rng(seed), count, n)
     params = _trained(
-        _keys(train_key, count), lambda rows: member[rows], b"halves", "training shadows", model,
-        data, config=config, cache=cache, block=block, key=key,
+        _keys(train_key, count), lambda rows: member[rows], member.tobytes(), "training shadows",
+        model, data, config=config, cache=cache, block=block, key=key,
     )  # fmt: skip
 
     return Shadows(params, jnp.asarray(member))
@@ -266,11 +267,17 @@ def content_hash(model: Model, data: Dataset, config: Any, key: Array, what: byt
     """A name for all that decides trained models: 24 hexadecimal digits of SHA-256.
 
     A model is what it computes: the program of ``apply`` on one row with the constants that it
-    holds, and the parameters of ``init`` for one key.
+    holds, its derivative if it has a rule of its own, and the parameters of ``init`` for one key.
     """
     one = jax.ShapeDtypeStruct((1, *data.x.shape[1:]), data.x.dtype)
     start = model.init(jax.random.key(0), jnp.zeros(one.shape, one.dtype))
     program = jax.make_jaxpr(model.apply)(start, one)
+    constants = list(_constants(program.jaxpr, program.consts))
+    if "custom_vjp_call" in str(program.jaxpr):  # which shows the rule's name only
+        total = lambda params, x: model.apply(params, x).sum()
+        derivative = jax.make_jaxpr(jax.grad(total))(start, one)
+        what += str(derivative.jaxpr).encode()
+        constants += _constants(derivative.jaxpr, derivative.consts)
     digest = hashlib.sha256()
 
     def add(array) -> None:
@@ -279,11 +286,23 @@ def content_hash(model: Model, data: Dataset, config: Any, key: Array, what: byt
         digest.update(array.tobytes())
 
     digest.update(repr((config, what, str(program.jaxpr), jax.__version__)).encode())
-    for array in [*program.consts, *jax.tree.leaves(start), data.x, data.y]:
+    for array in [*constants, *jax.tree.leaves(start), data.x, data.y]:
         add(array)
     digest.update(str(jax.tree.structure(start)).encode())
     add(jax.random.key_data(key))
     return digest.hexdigest()[:24]
+
+
+def _constants(jaxpr: Jaxpr, own) -> Iterator[Any]:
+    """What a program holds, those within it (an inner ``jit``, say) included: not in its text."""
+    yield from own
+    inner = lambda value: isinstance(value, ClosedJaxpr | Jaxpr)
+    for equation in jaxpr.eqns:
+        for value in jax.tree.leaves(equation.params, is_leaf=inner):
+            if isinstance(value, ClosedJaxpr):
+                yield from _constants(value.jaxpr, value.consts)
+            elif isinstance(value, Jaxpr):
+                yield from _constants(value, ())
 
 
 def _write(path: pathlib.Path, params: Params) -> None:

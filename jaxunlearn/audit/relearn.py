@@ -4,12 +4,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxunlearn import _validate
 from jaxunlearn.audit.accuracy import accuracy
 from jaxunlearn.audit.intervals import mean_interval
-from jaxunlearn.audit.report import AuditReport, enough
+from jaxunlearn.audit.report import AuditReport, per_model
 from jaxunlearn.types import ApplyFn, Array, Dataset, Params
 
 
@@ -97,21 +96,17 @@ def relearn_report(unlearned, retrained, *, null, steps: int) -> AuditReport:
       ``retrained``.
 
     Raises:
-      ValueError: fewer than 8 models, unequal sizes.
+      ValueError: fewer than 8 models, unequal sizes, counts that do not lie in 0..steps.
 
     Example:
       >>> report = relearn_report([3] * 8, [9] * 8, null=[9] * 8, steps=50)
       >>> report.value, report.null.estimate
       (3.0, 9.0)
     """
-    counts = [np.asarray(value, float) for value in (unlearned, retrained, null)]
-    if len({c.shape for c in counts}) > 1 or counts[0].ndim != 1:
-        raise ValueError(
-            f"unlearned, retrained and null have shapes {[c.shape for c in counts]}; give the same "
-            "number of models in each."
-        )
-    enough(len(counts[0]))
-    found, reference, nothing = counts
+    _validate.whole(steps=steps)
+    found, reference, nothing = per_model(
+        0, steps, unlearned=unlearned, retrained=retrained, null=null
+    )
     interval = mean_interval(found)
     return AuditReport(
         name="relearn time, steps",

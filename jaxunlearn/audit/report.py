@@ -25,8 +25,8 @@ class AuditReport(NamedTuple):
     Example:
       >>> report = AuditReport("accuracy", 0.7, Interval(0.7, 0.68, 0.72),
       ...                      Interval(0.5, 0.49, 0.51), 128, {})
-      >>> report.above_null
-      True
+      >>> report.above_null, report.clear_of_null
+      (True, True)
     """
 
     name: str
@@ -38,8 +38,16 @@ class AuditReport(NamedTuple):
 
     @property
     def above_null(self) -> bool:
-        """Whether the whole interval lies above that of the null."""
+        """Whether the whole interval lies above that of the null.
+
+        What an attack's power does; forgetting quality and relearn time fall instead.
+        """
         return bool(self.interval.low > self.null.high)
+
+    @property
+    def clear_of_null(self) -> bool:
+        """Whether the two intervals do not meet, whichever is higher; False if a bound is nan."""
+        return bool(self.above_null or self.interval.high < self.null.low)
 
 
 def arms(**named) -> list[np.ndarray]:
@@ -81,6 +89,39 @@ def arms(**named) -> list[np.ndarray]:
     return list(out.values())
 
 
+def per_model(low: float, high: float, **named) -> list[np.ndarray]:
+    """The named numbers as ``float64[M]`` of one length, M >= 8, each in [low, high]."""
+    out = {name: np.asarray(value, np.float64) for name, value in named.items()}
+    shapes = [value.shape for value in out.values()]
+    if len(set(shapes)) > 1 or len(shapes[0]) != 1:
+        raise ValueError(
+            f"{', '.join(out)} have shapes {', '.join(map(str, shapes))}, but must be [M]: one "
+            "number for each model, and the same number of models in each."
+        )
+    enough(shapes[0][0])
+    for name, value in out.items():
+        bad = np.flatnonzero(~((value >= low) & (value <= high)))
+        if bad.size:
+            raise ValueError(
+                f"{name} has {bad.size} of {len(value)} values that do not lie in [{low:g}, "
+                f"{high:g}] (first: {value[bad[0]]:g} of model {bad[0]}). Leave out models that "
+                "diverged or were not measured, and say how many."
+            )
+    return list(out.values())
+
+
+def pair(value, *, name: str = "null") -> tuple:
+    """The two score arrays of a null."""
+    try:
+        first, second = value
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{name} must be a pair of score arrays, (rows asked about, other rows), under "
+            f"retrained models, but is {type(value).__name__}."
+        ) from None
+    return first, second
+
+
 def enough(models: int) -> None:
     """At least 8 models; the error says what fewer would do."""
     if models >= LEAST_MODELS:
@@ -91,6 +132,5 @@ def enough(models: int) -> None:
     raise ValueError(
         f"There are {models} models in each arm, but at least {LEAST_MODELS} are needed (64 to be "
         f"of use): with {models}, retraining against itself would have a mean epsilon of {bias} "
-        f"instead of 0, with {LEAST_MODELS} one of {null_epsilon(LEAST_MODELS):.1f}, with 64 one "
-        f"of {null_epsilon(64):.1f}."
+        f"instead of 0, with 64 one of {null_epsilon(64):.1f}."
     )

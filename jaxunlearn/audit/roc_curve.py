@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from jaxunlearn import _validate
+
 
 class ROC(NamedTuple):
     """A receiver operating characteristic.
@@ -24,15 +26,16 @@ def roc_curve(positive, negative, *, points: int = 200) -> ROC:
     Args:
       positive: ``float[m]`` scores that should be higher.
       negative: ``float[n]`` the others.
-      points: at most so many of the corners are returned, evenly spaced in log FPR.
+      points: at most so many of the corners are returned, evenly spaced in log FPR; at least 3.
 
     Raises:
-      ValueError: an empty group or a NaN.
+      ValueError: an empty group or a NaN, fewer than 3 points.
 
     Example:
       >>> roc_curve([2.0, 0.5], [1.0, 0.0]).tpr.tolist()
       [0.0, 0.5, 0.5, 1.0, 1.0]
     """
+    _validate.whole(3, points=points)
     positive, negative = _groups(positive, negative)
     values = np.concatenate([positive, negative])
     order = np.argsort(-values, kind="stable")

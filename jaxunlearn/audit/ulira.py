@@ -138,13 +138,14 @@ def ruli(
     Returns:
       :class:`AuditReport`: the AUC over all rows and models, with an interval over models.
       ``detail``: ``accuracy``, ``tpr_at_1fpr``, ``ratios`` ``[M, n]``, and for each group
-      ``NAME_auc``, ``NAME_null_auc``, ``NAME_tpr_at_1fpr``.
+      ``NAME_auc``, ``NAME_null_auc``, ``NAME_tpr_at_1fpr``. Where nothing differs it scores .53 at
+      8 models, .51 at 16 and .505 at 64, so compare with the null.
 
     Cost: O(M^2 n).
 
     Raises:
       ValueError: shapes that differ, fewer than 8 models, a row without both kinds, constant
-        scores.
+        scores, a bandwidth that is not > 0, a group that is not ``bool[n]`` or is empty.
 
     Example:
       >>> rng = np.random.default_rng(0)
@@ -155,6 +156,15 @@ def ruli(
       True
     """
     unlearned, retrained = arms(unlearned=unlearned, retrained=retrained)
+    if bandwidth is not None:
+        _validate.positive(bandwidth=bandwidth)
+    groups = {name: np.asarray(rows) for name, rows in (groups or {}).items()}
+    for name, rows in groups.items():
+        if rows.shape != unlearned.shape[1:] or rows.dtype != np.bool_ or not rows.any():
+            raise ValueError(
+                f"groups[{name!r}] has shape {rows.shape} and dtype {rows.dtype}, but must be "
+                f"bool[{unlearned.shape[1]}] with a True in it: the rows of the group."
+            )
     removed = np.asarray(removed)
     if removed.shape != unlearned.shape or removed.dtype != np.bool_:
         raise ValueError(
@@ -176,8 +186,7 @@ def ruli(
         "tpr_at_1fpr": tpr_at(ratios[removed], ratios[~removed], 0.01),
         "ratios": ratios,
     }
-    for name, rows in (groups or {}).items():
-        rows = np.asarray(rows)
+    for name, rows in groups.items():
         inside, out = ratios[:, rows], removed[:, rows]
         detail[f"{name}_auc"] = rank_auc(inside[out], inside[~out])
         detail[f"{name}_tpr_at_1fpr"] = tpr_at(inside[out], inside[~out], 0.01)

@@ -6,6 +6,7 @@ laws with it and without it (:func:`jaxunlearn.audit.vulnerability`).
 """
 
 import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,20 +68,14 @@ def row_vulnerability(
 
 
 def forget_vulnerable(
-    key: Array,
-    data: Dataset,
-    model: Model,
-    fraction: float,
-    *,
-    config: TrainConfig = TrainConfig(),
-    shadows: int = 64,
-    cache: str | os.PathLike[str] | None = None,
+    key: Array, data: Dataset, model: Model, fraction: float, **options: Any
 ) -> Array:
     """Forgets the most exposed ``round(fraction * n)`` rows: the worst case of a random request.
 
     Args:
-      key, data, model, config, shadows, cache: as for :func:`row_vulnerability`.
+      key, data, model: as for :func:`row_vulnerability`.
       fraction: of all rows, strictly between 0 and 1.
+      options: ``config``, ``shadows`` and ``cache``, as there.
 
     Returns:
       ``bool[n]``, True for the rows to forget.
@@ -99,18 +94,11 @@ def forget_vulnerable(
       >>> int(forget.sum())
       16
     """
-    return _extremes(1.0, key, data, model, fraction, config, shadows, cache)
+    return _extremes(1.0, key, data, model, fraction, options)
 
 
 def forget_protected(
-    key: Array,
-    data: Dataset,
-    model: Model,
-    fraction: float,
-    *,
-    config: TrainConfig = TrainConfig(),
-    shadows: int = 64,
-    cache: str | os.PathLike[str] | None = None,
+    key: Array, data: Dataset, model: Model, fraction: float, **options: Any
 ) -> Array:
     """Forgets the least exposed rows; arguments, cost and errors as :func:`forget_vulnerable`.
 
@@ -123,19 +111,10 @@ def forget_protected(
       >>> int(forget.sum())
       16
     """
-    return _extremes(0.0, key, data, model, fraction, config, shadows, cache)
+    return _extremes(0.0, key, data, model, fraction, options)
 
 
-def forget_mixed(
-    key: Array,
-    data: Dataset,
-    model: Model,
-    fraction: float,
-    *,
-    config: TrainConfig = TrainConfig(),
-    shadows: int = 64,
-    cache: str | os.PathLike[str] | None = None,
-) -> Array:
+def forget_mixed(key: Array, data: Dataset, model: Model, fraction: float, **options: Any) -> Array:
     """Forgets the most exposed and the least exposed rows, half and half, as RULI does.
 
     Arguments, cost and errors as :func:`forget_vulnerable`.
@@ -149,17 +128,17 @@ def forget_mixed(
       >>> int(forget.sum())
       16
     """
-    return _extremes(0.5, key, data, model, fraction, config, shadows, cache)
+    return _extremes(0.5, key, data, model, fraction, options)
 
 
-def _extremes(share: float, key, data, model, fraction, config, shadows, cache) -> Array:
+def _extremes(share: float, key, data, model, fraction, options) -> Array:
     """``share`` of the request from the top of the order, the rest from its bottom."""
     _validate.fraction(fraction=fraction)
     n = data.y.shape[0]
     count = round(fraction * n)
     if not 0 < count < n:
         raise ValueError(f"fraction={fraction!r} of {n} rows is {count}. Use another one.")
-    found = row_vulnerability(key, data, model, config=config, shadows=shadows, cache=cache)
+    found = row_vulnerability(key, data, model, **options)
     order = np.argsort(-found, kind="stable")
     top = round(share * count)
     return jnp.asarray(forget_indices(np.concatenate([order[:top], order[n - count + top :]]), n))

@@ -127,7 +127,8 @@ COLUMNS = (
     ),
     Column(
         "TPR@0.1%", "Forgotten rows found at 0.1% FPR",
-        "In percent, by the same threshold on single models.",
+        "In percent, by the same threshold on single models. With fewer than 1,000 test rows no "
+        "mistake is allowed at all.",
         _detail("confidence", "tpr_at_01fpr", "null_tpr_at_01fpr"), 1, 100,
     ),
     Column(

@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from jaxunlearn.experiments.drawing import COLOURS, STYLE, place_labels, svg, title_at_left
 from jaxunlearn.experiments.lab_audit import EPSILON_EDGES
-from jaxunlearn.experiments.lab_columns import COLUMNS, requests_of
+from jaxunlearn.experiments.lab_columns import COLUMNS, Column, requests_of
 
 SHAPES = {"noop": "s", "retrain": "D"}
 FLOOR = 1e-3
@@ -28,7 +28,7 @@ CURVES = (
 )
 BARS = (
     "Forgotten rows by their epsilon; the last bin holds all beyond, infinity included. Dashed: "
-    "retraining against retraining."
+    "retraining against retraining, cut off where it is higher than the picture."
 )
 
 
@@ -46,17 +46,27 @@ def sections(records: Sequence[dict[str, Any]]) -> str:
             if any("ulira" in record for record in some)
         ]
         parts = [_request(some, request) for request, some in requests.items()]
-    return "\n".join([_figure("h2", "Closer is not forgotten", closer, "two", CLOSER), *parts])
+    if not parts:
+        return ""
+    terms = "\n".join(
+        f"<dt>{escape(c.short)}</dt><dd><b>{escape(c.title)}.</b> {escape(c.meaning)}</dd>"
+        for c in COLUMNS
+    )
+    reading = f"<section>\n<h3>Columns of the laboratory</h3>\n<dl>\n{terms}\n</dl>\n</section>"
+    figure = _figure("h2", "Closer is not forgotten", closer, "two", CLOSER)
+    return "\n".join([figure, *parts, reading])
 
 
 def _request(records: Sequence[dict[str, Any]], request: str) -> str:
     curves = [roc(record, request) for record in records if "roc" in record.get("confidence", {})]
     bars = [epsilons(record, request) for record in records if "epsilon" in record]
+    bare = [c.short for c in COLUMNS if not any(_known(c, record) for record in records)]
     title = f"Audit laboratory: the {request} request, {records[0]['n_forget']} rows"
     return f"""<section>
 <h2>{escape(title)}</h2>
 <p class="lead">Upper line: the method. Lower line: retraining against retraining, with as many
-models. Shaded: the two 95% intervals meet, so this number cannot tell the method from retraining.
+models. Shaded: the two 95% intervals meet, so this number cannot tell the method from retraining
+({escape(", ".join(bare))} come without an interval and are never shaded).
 Methods whose own training differs are compared with that training without the rows.</p>
 {_table(records)}
 </section>
@@ -76,15 +86,19 @@ def _table(records: Sequence[dict[str, Any]]) -> str:
 </tbody></table></div>"""
 
 
+def _known(column: Column, record: dict[str, Any]) -> bool:
+    """Whether the number and its null have intervals, to be compared by."""
+    found = column.value(record)
+    return found is not None and all(
+        b is not None and not math.isnan(b) for b in [*found[1], *found[2][1:]]
+    )
+
+
 def _row(record: dict[str, Any]) -> str:
     cells = ""
     for column in COLUMNS:
         value, null, clear = column.cells(record)
-        judged = column.value(record)
-        known = judged is not None and all(
-            b is not None and not math.isnan(b) for b in [*judged[1], *judged[2][1:]]
-        )
-        kind = ' class="inside"' if known and not clear else ""
+        kind = ' class="inside"' if _known(column, record) and not clear else ""
         cells += f"<td{kind}>{escape(value)}<small>{escape(null)}</small></td>"
     method = record["method"]
     kind = method if method in SHAPES else ""

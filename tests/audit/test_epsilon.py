@@ -57,6 +57,16 @@ def test_a_narrower_law_is_seen_by_intervals_only():
     assert np.median(single) + 0.3 < np.median(double)
 
 
+def test_an_answer_that_never_varies_is_told_from_one_that_does():
+    u, r, null = rng(1).normal(0, 1, (3, M, 4))
+    u[:, :3] = r[:, 1] = 0.5  # within the retrained scores; both arms constant in row 1
+    r[:2, 2] = 0.5  # a rule of which only one rate is 0: discarded, as all of them
+    np.testing.assert_array_equal(audit.example_epsilons(u, r)[:3], [np.inf, 0, 0])
+    np.testing.assert_array_equal(audit.example_epsilons(r, u)[:3], [np.inf, 0, 0])
+    points = audit.forgetting_quality(u, r, null=null).detail["points"]
+    np.testing.assert_array_equal(points[:3], [0, 1, 1])
+
+
 def test_perfect_separation_is_infinite_and_identity_is_zero():
     u = rng().normal(0, 1, (M, 1))
     assert audit.example_epsilons(u + 100, u)[0] == np.inf
@@ -84,6 +94,25 @@ def test_lower_bound_keeps_its_level_and_has_power(size, shift):
     assert above <= stats.binom.ppf(0.999, draws, 0.05)
     if size == 600:  # a law that claimed half of this epsilon would be refuted
         assert (bounds > 0.5 * truth(shift, DELTA)).mean() > (0.2 if shift == 1 else 0.6)
+
+
+@pytest.mark.parametrize("correlation", [-0.95, 0.95])
+def test_lower_bound_keeps_its_level_with_keys_shared(correlation):
+    r, own = rng(10).normal(0, 1, (2, 512, 400))
+    u = 1 + correlation * r + np.sqrt(1 - correlation**2) * own
+    bounds = audit.epsilon_lower_bound(u, r, delta=DELTA)
+    assert (bounds > truth(1, DELTA)).sum() <= stats.binom.ppf(0.999, 400, 0.05)
+    assert (bounds > 0.1).mean() > 0.5
+
+
+def test_lower_bound_keeps_its_level_with_ties():
+    """Equal laws of two values: the truth is 0, and every positive bound is wrong."""
+    u, r = rng(5).integers(0, 2, (2, 64, 400)).astype(float)
+    above = (audit.epsilon_lower_bound(u, r, delta=0.01) > 0).sum()
+    assert above <= stats.binom.ppf(0.999, 400, 0.05)
+    told = np.where(rng(6).random((600, 400)) < 0.9, u[:1], 1 - u[:1])  # epsilon log 9
+    bounds = audit.epsilon_lower_bound(told, rng(7).integers(0, 2, told.shape), delta=0.01)
+    assert (bounds > 0.2).mean() > 0.9
 
 
 def test_lower_bound_is_exact_where_it_is_tight():
@@ -137,8 +166,24 @@ def test_report_says_what_retraining_scores():
     assert moved.above_null and not same.above_null
     assert same.null == moved.null and same.n_models == 64
     assert moved.value == np.median(audit.example_epsilons(u + 1.5, r))
+    half = audit.epsilon_report(u + np.repeat([0.0, 99.0], 50), r, null=null)
+    assert half.detail["infinite"] == 0.5 and half.value == 50  # infinity, and not 25 or so
+    one = audit.epsilon_report(u[:, :1], r[:, :1], null=null[:, :1])
+    assert np.isnan(one.interval.low) and not one.above_null
     quality = audit.forgetting_quality(u + 1.5, r, null=null)
     assert quality.value < quality.null.low and quality.value == quality.detail["points"].mean()
+    assert quality.clear_of_null and not quality.above_null  # lower is worse
+    assert moved.clear_of_null and not same.clear_of_null and not one.clear_of_null
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.6])
+def test_the_interval_is_over_rows_and_takes_them_for_independent(correlation):
+    alarms, generator = 0, rng(9)
+    for _ in range(40):
+        shared, own = generator.normal(size=(3, 32, 1)), generator.normal(size=(3, 32, 40))
+        u, r, null = np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * own
+        alarms += audit.epsilon_report(u, r, null=null).clear_of_null
+    assert alarms <= 2 if correlation == 0 else alarms >= 4
 
 
 @pytest.mark.parametrize(
@@ -168,3 +213,5 @@ def test_the_bias_of_few_models_is_in_the_message():
     with pytest.raises(ValueError) as error:
         audit.example_epsilons(rng().normal(size=(6, 2)), rng().normal(size=(6, 2)))
     assert f"epsilon of {audit.null_epsilon(6):.1f}" in str(error.value)
+    with pytest.raises(ValueError, match="rule='singel' is unknown"):
+        audit.null_epsilon(8, rule="singel")

@@ -49,6 +49,20 @@ def test_compare_with_is_wilcoxon_with_holm():
     assert found["a"].estimate == pytest.approx((values["a"] - base).mean())
     with pytest.raises(ValueError, match="reference='retrain' is unknown"):
         audit.compare_with(values, "retrain")
+    with pytest.raises(ValueError, match=r"values\['b'\] has 1 values that are not finite"):
+        audit.compare_with(values | {"b": np.append(base[1:], np.nan)}, "noop")
+
+
+@pytest.mark.parametrize("law, bootstrap, student", [("normal", 0.82, 0.95), ("exp", 0.81, 0.89)])
+def test_coverage_with_five_seeds_is_what_the_docstring_says(law, bootstrap, student):
+    rng, draws, hits = np.random.default_rng(3), 400, np.zeros(2)
+    for _ in range(draws):
+        a = rng.normal(1, 1, 5) if law == "normal" else rng.exponential(1, 5)
+        intervals = audit.paired_bootstrap(a, 0 * a, resamples=499), audit.mean_interval(a)
+        hits += [found.low < 1 < found.high for found in intervals]
+    expected = np.array([bootstrap, student])
+    spread = np.sqrt(expected * (1 - expected) / draws)
+    assert (np.abs(hits / draws - expected) < 3.3 * spread + 0.005).all()
 
 
 def test_paired_bootstrap_covers():

@@ -59,6 +59,11 @@ def test_population_attack_refuses():
         audit.population_attack(np.ones((M, 20)), test, null=(forget, test))
     with pytest.raises(ValueError, match="score='los' is unknown"):
         audit.member_scores(np.zeros((1, 1, 2)), np.zeros(1, int), score="los")
+    with pytest.raises(ValueError, match=r"y has shape \(4,\), but must be \(3,\)"):
+        audit.member_scores(np.zeros((2, 3, 2)), np.zeros(4, int))
+    for null in (None, (forget,), forget):
+        with pytest.raises(ValueError, match="null must be a pair"):
+            audit.population_attack(forget, test, null=null)
 
 
 class TestRelearn:
@@ -97,6 +102,9 @@ class TestRelearn:
             audit.relearn_report([1] * 9, [1] * 8, null=[1] * 8, steps=50)
         with pytest.raises(ValueError, match="3 models in each arm"):
             audit.relearn_report([1] * 3, [1] * 3, null=[1] * 3, steps=50)
+        for bad in (-1, 51, np.nan):  # -1: not measured
+            with pytest.raises(ValueError, match=r"retrained has 1 of 8 .* lie in \[0, 50\]"):
+                audit.relearn_report([1] * 8, [1] * 7 + [bad], null=[1] * 8, steps=50)
 
     @pytest.mark.parametrize("change", [{"target": 0}, {"target": 1.1}, {"steps": 0}])
     def test_bad_input(self, rows, change):
@@ -119,8 +127,14 @@ def test_interclass_error_is_a_count(logits):
     )
     again = sum((t, a) in ((0, 2), (2, 0)) for t, a in zip(y[half], answer[half], strict=True))
     assert float(part) == pytest.approx(again / np.isin(y[half], (0, 2)).sum())
-    with pytest.raises(ValueError, match="two different ones below 3"):
-        audit.interclass_error(jnp.asarray(values[0]), jnp.asarray(y), (1, 3))
+    for classes in ((1, 3), (1, 1), (-1, 0), (0, 1, 2)):
+        with pytest.raises(ValueError, match="two different ones below 3"):
+            audit.interclass_error(jnp.asarray(values[0]), jnp.asarray(y), classes)
+    diverged = jnp.asarray(values[0]).at[np.flatnonzero(y == 2)[0], 1].set(jnp.nan)
+    assert np.isnan(audit.interclass_error(diverged, jnp.asarray(y), (0, 2)))
+    assert np.isfinite(audit.interclass_error(diverged, jnp.asarray(y), (0, 1)))
+    with pytest.raises(ValueError, match="null has 1 of 8 values"):
+        audit.confusion_report([0.4] * 8, null=[0.1] * 7 + [np.nan])
     report = audit.confusion_report([0.4, 0.5] * 4, null=[0.1, 0.2] * 4)
     assert report.value == pytest.approx(0.45) and report.above_null
 
@@ -155,5 +169,7 @@ class TestPrivacyBounds:
             audit.privacy_bounds(same, same, null=(same, same))
         with pytest.raises(ValueError, match="n >= 20 finite scores"):
             audit.privacy_bounds(same[:5], same, null=(same, same))
+        with pytest.raises(ValueError, match="null must be a pair"):
+            audit.privacy_bounds(rng().normal(size=30), same, null=same)
         with pytest.raises(ValueError, match="bound='boot' is unknown"):
             audit.privacy_bounds(same, same, null=(same, same), bound="boot")

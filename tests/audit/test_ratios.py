@@ -119,6 +119,12 @@ class TestRULI:
             audit.ruli(scores, removed[:, 1:], retrained=retrained)
         with pytest.raises(ValueError, match="retrained has shape"):
             audit.ruli(scores, removed, retrained=retrained[1:])
+        for bad in (0.0, -1.0, np.nan):
+            with pytest.raises(ValueError, match="bandwidth=.* must be a finite number > 0"):
+                audit.ruli(scores, removed, retrained=retrained, bandwidth=bad)
+        for rows in (np.ones(3, bool), [1, 2], np.zeros(self.N, bool)):
+            with pytest.raises(ValueError, match=r"groups\['some'\] has shape .* bool\[10\]"):
+                audit.ruli(scores, removed, retrained=retrained, groups={"some": rows})
 
 
 class TestLiRA:
@@ -198,6 +204,8 @@ class TestROC:
                 np.r_[np.ones(50), np.zeros(70)], np.r_[a, b], drop_intermediate=False
             )
             ours = audit.roc_curve(a, b)
+            with pytest.raises(ValueError, match="points=2 must be an integer >= 3"):
+                audit.roc_curve(a, b, points=2)
             np.testing.assert_allclose(ours.fpr, fpr)
             np.testing.assert_allclose(ours.tpr, tpr)
             labels = np.r_[np.ones(50), np.zeros(70)]

@@ -14,9 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn import Dataset, TrainConfig, audit, data, fit, models
+from jaxunlearn import Dataset, Model, TrainConfig, audit, data, fit, models
 from jaxunlearn.audit import references as _function
-from jaxunlearn.audit.references import _train_block, balanced_halves, references, shadows
+from jaxunlearn.audit.references import (
+    _train_block,
+    balanced_halves,
+    content_hash,
+    references,
+    shadows,
+)
 
 pytestmark = pytest.mark.usefixtures("compiled_in_haste")
 MODULE = sys.modules["jaxunlearn.audit.references"]
@@ -96,6 +102,34 @@ def test_what_decides_the_models_decides_the_folder(rows, counted, tmp_path):
     shown = TrainConfig(epochs=2, batch_size=10, progress=True)
     references(KEY, MODEL, rows, FORGET, **(options | {"config": shown}))
     assert len(counted) == len(variants)
+
+
+def constant_in_a_jit(value):
+    held = jnp.full((1, 64), value)
+    inner = jax.jit(lambda x: jax.lax.cond(True, lambda x: x + held, lambda x: x, x))
+    return lambda w, x: inner(x.reshape(len(x), -1)) @ w
+
+
+def rule_of_its_own(value):
+    @jax.custom_vjp
+    def rounded(x):
+        return jnp.round(x)
+
+    rounded.defvjp(lambda x: (jnp.round(x), None), lambda _, g: (value * g,))
+    return lambda w, x: rounded(x.reshape(len(x), -1) @ w)
+
+
+def rule_with_a_constant(value):
+    return rule_of_its_own(jnp.full((1, 10), value))
+
+
+@pytest.mark.parametrize("make", [constant_in_a_jit, rule_of_its_own, rule_with_a_constant])
+def test_what_the_text_of_a_program_hides(rows, make):
+    init = lambda key, x: jnp.zeros((64, 10))
+    a, again, b = (
+        content_hash(Model(init, make(value)), rows, CONFIG, KEY, b"") for value in (1.0, 1.0, 2.0)
+    )
+    assert a == again != b
 
 
 def test_a_damaged_file_is_made_again(rows, counted, tmp_path):
@@ -180,6 +214,15 @@ def test_references_of_another_request_are_refused(found):
     found.check(FORGET)
     with pytest.raises(ValueError, match="16 of 40 rows differ"):
         found.check(jnp.arange(N) % 5 == 1)
+
+
+def test_more_shadows_are_not_the_stored_ones_of_other_halves(rows, tmp_path):
+    call = lambda count, **more: shadows(
+        KEY, MODEL, rows, count=count, config=CONFIG, block=8, **more
+    )
+    stored, again = call(8, cache=tmp_path), call(8, cache=tmp_path)
+    chex.assert_trees_all_equal(stored, again)
+    chex.assert_trees_all_close(call(16, cache=tmp_path), call(16), atol=1e-6)
 
 
 def test_shadows(rows):

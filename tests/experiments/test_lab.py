@@ -77,7 +77,15 @@ def test_report_and_table(run, records, capsys):
     assert page.count('aria-label="ROC of') == 4 and "<script" not in page
     out = capsys.readouterr().out
     assert "Audit laboratory, vulnerable request: 24 rows" in out
+    assert "(Apart, TPR@0.1%, RULI vuln., RULI prot. come without an interval" in page
+    assert all(page.count(f"<dt>{column.short}</dt><dd>") == 1 for column in COLUMNS)
     assert lab_report.sections([]) == ""
+
+
+def test_a_diverged_model_is_wrong_and_does_not_answer_0():
+    logits = np.full((1, 4, 3), np.nan)
+    assert lab_audit._hits(logits, np.zeros(4, int)).tolist() == [0.0]
+    assert lab_audit._hits(np.zeros((1, 4, 3)), np.zeros(4, int)).tolist() == [1.0]
 
 
 def test_a_number_never_stands_alone(records, capsys):

@@ -253,6 +253,11 @@ def test_a_column_that_noop_passes_is_blind():
         seeing.row("retrain").cells["jsd"].inside and not seeing.row("retrain").cells["jsd"].blind
     )
     assert not any("hardly show forgetting" in note for note in notes(seeing))
+    # FRM inside and JSD outside: the task shows forgetting.
+    records = [r for r in made_up() if r.get("method") != "noop"]
+    found = summarise(records + both("noop", 0.99, 0.99, frm=0.93))
+    assert found.row("noop").cells["frm"].blind and not found.row("noop").cells["jsd"].blind
+    assert not any("hardly show forgetting" in note for note in notes(found))
 
 
 def test_killed_on_the_way():
