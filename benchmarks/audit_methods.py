@@ -109,10 +109,11 @@ def confused(task: lab.Task, members: dict[str, Any]) -> dict[str, dict[str, Any
         logits, y = bench.arm(what).test_logits, bench.test.y
         return np.array([audit.interclass_error(one, y, classes) for one in logits])
 
-    null = errors("plain/B/confused")
-    return {
-        name: lab_audit.shown(audit.confusion_report(errors(f"{name}/confused"), null=null))
-        for name in members
+    null, found = errors("plain/B/confused"), {name: errors(f"{name}/confused") for name in members}
+    return {  # none for a method some of whose models diverged
+        name: lab_audit.shown(audit.confusion_report(values, null=null))
+        for name, values in found.items()
+        if np.isfinite(values).all()
     }
 
 
