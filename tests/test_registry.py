@@ -75,3 +75,19 @@ def test_a_model_that_cannot_be_hashed_is_refused():
 
 def test_pruned_method_with_its_own_defaults():
     registry.make("finetune+pruning", MODEL, config=PrunedConfig(PruningConfig(rate=0.5)))
+
+
+def test_who_trains_alike():
+    training = lambda name, config=None: registry.get(name).training(
+        registry.get(name).config if config is None else config
+    )
+    muters = [name for name in registry.METHODS if name.startswith("muter")]
+    assert len(muters) == 8 and len({training(name) for name in muters}) == 1
+    assert {registry.get(name).trainer for name in muters} == {"muter"}
+    default = registry.get("muter").config
+    for changed in ({"l2": 0.1}, {"newton_steps": 3}):
+        assert training("muter", dataclasses.replace(default, **changed)) != training("muter")
+    for same in ({"noise": 0.1}, {"refresh": 2}):
+        assert training("muter", dataclasses.replace(default, **same)) == training("muter")
+    assert training("finetune") == training("noop") == "plain"
+    assert training("sisa") != training("amnesiac") and registry.get("sisa").trainer == "sisa"

@@ -15,6 +15,8 @@ from jaxunlearn.experiments import lab, lab_audit, lab_groups, lab_report
 from jaxunlearn.experiments.lab import LabConfig, Task
 from jaxunlearn.experiments.lab_columns import COLUMNS, print_lab
 from jaxunlearn.experiments.lab_run import audit_run, read_audit
+from jaxunlearn.methods.muter import MuterConfig
+from jaxunlearn.primitives.adversarial import PGDConfig
 
 pytestmark = pytest.mark.usefixtures("compiled_in_haste")
 
@@ -190,6 +192,32 @@ def test_a_slow_method_gets_fewer_models(task, monkeypatch):
     assert bench.path("x/y", slice(0, 8)) != lab.Bench(
         task, {"random": REQUESTS["random"][::-1]}, {}
     ).path("x/y", slice(0, 8))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:adversarial training stopped")
+def test_methods_that_share_a_training_train_once(task, monkeypatch):
+    """MUter and Newton: one training, and of each what its own unlearner would answer."""
+    config = MuterConfig(newton_steps=3, attack=PGDConfig(steps=2, refine=1))
+    methods = {"muter": config, "muter_newton": config}
+    (group,) = {registry.get(name).training(config) for name in methods}
+    short = task._replace(config=dataclasses.replace(task.config, models=8))
+    bench = lab.Bench(short, REQUESTS, methods)
+    called, call = [], bench.call
+    monkeypatch.setattr(
+        bench, "call", lambda name, *a, **k: called.append(name) or call(name, *a, **k)
+    )
+    lab_groups.run_group(bench, group, methods, REQUESTS, None)
+    assert called.count(f"fit {group}") == 1 and called.count(f"retrain {group}") == 2
+    gone = np.flatnonzero(REQUESTS["random"])
+    for name in methods:
+        unlearner = registry.make(name, task.model, train=task.train, config=config)
+        state = unlearner.fit(lab.keys(short, "originals")[5], task.splits.train)
+        own = lab.keys(short, f"unlearn {name} random")[5]
+        state = unlearner.unlearn(own, state, task.splits.train, REQUESTS["random"])
+        expected = unlearner.predict(state, task.splits.train.x[gone])
+        found = bench.arm(f"{name}/random").forget_logits[5]
+        np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
 def test_the_game():
