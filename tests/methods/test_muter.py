@@ -19,14 +19,7 @@ from jaxunlearn.training.adversarial import adversarial_newton
 N, D, L, L2 = 120, 5, 3, 1e-2
 BALL = L2Ball(0.3)
 
-
-pytestmark = pytest.mark.usefixtures("compiled_in_haste")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64", "compiled_in_haste")
 
 
 def loss_fn(w, row):

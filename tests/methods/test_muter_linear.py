@@ -14,13 +14,7 @@ from jaxunlearn.training.linear import minimise
 N, D, K = 200, 10, 10
 BALLS = {"l2": L2Ball(0.3), "box": LInfBox(0.1, None), "clipped": LInfBox(0.2, (-1.0, 1.0))}
 
-pytestmark = pytest.mark.usefixtures("compiled_in_haste")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64", "compiled_in_haste")
 
 
 @pytest.fixture(scope="module")

@@ -19,13 +19,7 @@ BALLS = {
     "wide box": LInfBox(0.3, None),
 }
 
-pytestmark = pytest.mark.usefixtures("compiled_in_haste")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64", "compiled_in_haste")
 
 
 @pytest.fixture(scope="module")
