@@ -1,50 +1,22 @@
 """MUter for linear models with one score: closed-form maxima, and the kinks of the robust loss.
 
-The robust loss has kinks and its optimum lies on them: in a box wherever ``w_j = 0`` (the box acts
-like an L1 penalty), and for ridge regression at rows whose two ends of the ball are equally bad.
-There the perturbation is no function of ``w`` and the total Hessian does not exist. What exists is
-the loss around the optimum, a quadratic and some absolute values,
-
-    -sum_F g_i . dw + dw . M dw / 2 + sum_k force_k |at_k + normal_k . dw|
-
-and its minimum is the step: kinks hold it where their force suffices, and let go where not. With
-no kinks near it is Eq. 10, ``dw = M^-1 sum_F g_i``. Kinks at which the optimum is not, but near,
-are *watched*: a removal may end on them.
+The three stages on the closed forms, the kinks included: :mod:`jaxunlearn.methods.muter.kinks` says
+what they are, and how a step takes them.
 """
 
 import warnings
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxunlearn import _validate
+from jaxunlearn.methods.muter.kinks import Around, Kinks, around, held
 from jaxunlearn.primitives import linear
-from jaxunlearn.primitives.balls import Ball, LInfBox, norm
-from jaxunlearn.primitives.bounded import bounded_quadratic
+from jaxunlearn.primitives.balls import Ball, LInfBox
 from jaxunlearn.primitives.linear import middle_and_reach, spread
 from jaxunlearn.training.linear import Optimum
 from jaxunlearn.types import Array, Dataset, Status
-
-
-class Kinks(NamedTuple):
-    """Absolute values in the loss, ``force |at + normal . dw|``.
-
-    Attributes:
-      normals: ``float[k, s]``: a coordinate's unit vector, or a row.
-      at: ``float[k]``, the argument at the original parameters, 0 on the kink.
-      force: ``float[k]``, of the rows not removed.
-      side: ``float[k]`` in [-1, 1], the slope that the rows' gradients are taken with.
-      slack: ``float[k]``, force that the optimum leaves unused there.
-      numbers: ``int[k]``, the row's number; -1 for a coordinate.
-    """
-
-    normals: Array
-    at: Array
-    force: Array
-    side: Array
-    slack: Array
-    numbers: Array
 
 
 class LinearMemory(NamedTuple):
@@ -127,11 +99,12 @@ def prepare(
     weights = jnp.ones(n) if weights is None else weights
     _validate.row_weights(weights, n)
     weights = jnp.asarray(weights, w.dtype)
+    how = {"ball": ball, "loss": loss, "l2": l2, "mix": optimum.mix}
     side, everything = jnp.sign(w), jnp.arange(w.size)
     support, coordinates = everything, everything[:0]
     slack, force = jnp.zeros_like(w), jnp.zeros_like(w)
     if isinstance(ball, LInfBox):
-        rows = _rows(w, side, data, everything, ball, loss, l2, optimum.mix)
+        rows = around(w, side, data, everything, **how)
         force = (weights * rows.strength) @ rows.half
         # How much of its force the kink at w_j = 0 needs, and in which direction.
         share = -(weights @ rows.pieces.gradient) / jnp.maximum(force, jnp.finfo(w.dtype).tiny)
@@ -142,7 +115,7 @@ def prepare(
         slack = force * (side - share)
     elif not w.any():  # held there by the kink of the norm
         support = everything[:0]
-    rows = _rows(w, side, data, support, ball, loss, l2, optimum.mix)
+    rows = around(w, side, data, support, **how)
     numbers = everything[:0]
     if loss == "ridge":
         far = jnp.where(weights > 0, jnp.abs(rows.middle), jnp.inf)
@@ -257,7 +230,7 @@ def remove(
     definite = jnp.isfinite(factor).all()
     factor = jnp.where(definite, factor, jnp.eye(factor.shape[0], dtype=factor.dtype))
     inverse = lambda b: jax.scipy.linalg.cho_solve((factor, True), b)
-    move, moved = _held(after.kinks, inverse, after.gradient)
+    move, moved = held(after.kinks, inverse, after.gradient)
     pivot = jnp.where(definite, jnp.diagonal(factor).min(initial=jnp.inf) ** 2, -jnp.inf)
     return _stepped(memory, jnp.where(definite, move, 0.0), moved, pivot), after
 
@@ -340,53 +313,12 @@ def influence(
     solver = memory.basis / memory.spectrum[None] @ memory.basis.T
     inverse = lambda b: solver @ b
     small = 1e-6 / n  # of a row: no kink lets go for so little
-    step = lambda g: _held(memory.kinks, inverse, small * g)[0] / small
+    step = lambda g: held(memory.kinks, inverse, small * g)[0] / small
     full = jnp.zeros((rows.y.shape[0], memory.w.shape[0]), own.gradient.dtype)
     return full.at[:, memory.support].set(-n * jax.vmap(step)(own.gradient))
 
 
-class _Rows(NamedTuple):
-    """What rows do at ``w``, on the support.
-
-    Attributes:
-      pieces: their Hessians and gradients.
-      strength: ``float[n]``, the slope of the loss at the worst end.
-      middle, reach: ``float[n]``, of the scores, the middle counted from the label.
-      half: ``float[n, s]``, half the width of their boxes; None for a ball.
-    """
-
-    pieces: linear.Pieces
-    strength: Array
-    middle: Array
-    reach: Array
-    half: Any
-
-
-def _rows(w, side, data, support, ball, loss, l2, mix) -> _Rows:
-    y, (x, half) = linear.signed(data, w.dtype), spread(data, ball)
-    middle, reach = middle_and_reach(w, jnp.sign(w), x, half, ball)
-    if loss == "ridge":
-        strength, bend = jnp.abs(middle - y) + reach, jnp.ones_like(reach)
-    else:
-        strength = jax.nn.sigmoid(reach - y * middle)
-        bend = strength * (1 - strength)
-    x, w, none = x[:, support], w[support], jnp.zeros_like(reach)
-    if half is None:
-        length = jnp.maximum(norm(w), jnp.finfo(w.dtype).tiny)
-        around = strength * ball.radius / length
-        grown = ball.radius * w[None] / length
-    else:
-        half, around = half[:, support], none
-        grown = half * side[support][None]
-    length = jnp.maximum(w @ w, jnp.finfo(w.dtype).tiny)
-    # At the end `mix` of the scores, and between both ends at a kink.
-    end = mix[:, None] * x + grown
-    gradient = strength[:, None] * end + l2 * w[None]
-    pieces = linear.Pieces(w, end, bend, none, around + l2, -around / length, gradient)
-    return _Rows(pieces, strength, middle - y, reach, half)
-
-
-def _own(memory, rows, ball, loss, l2, numbers) -> tuple[_Rows, Array]:
+def _own(memory, rows, ball, loss, l2, numbers) -> tuple[Around, Array]:
     """Rows to forget, and which of the watched kinks they are, ``bool[kinks, k]``."""
     kinks = memory.kinks
     if numbers is None:
@@ -402,24 +334,8 @@ def _own(memory, rows, ball, loss, l2, numbers) -> tuple[_Rows, Array]:
     if loss == "ridge":
         middle, _ = middle_and_reach(memory.w, memory.side, *spread(rows, ball), ball)
         mix = jnp.where(same.any(0), kinks.side @ same.astype(y.dtype), jnp.sign(middle - y))
-    return _rows(memory.w, memory.side, rows, memory.support, ball, loss, l2, mix), same
-
-
-def _held(kinks: Kinks, inverse, gradient: Array) -> tuple[Array, Array]:
-    """The minimum of the quadratic with kinks, and how many of them changed.
-
-    Its dual is over the pulls ``p`` of the kinks, ``|p| <= force``: ``dw = M^-1 (b - N^T p)``, and
-    ``at + N dw = h - G p`` is 0 where they hold.
-    """
-    n, force = kinks.normals, kinks.force
-    if not n.shape[0]:
-        return inverse(gradient), jnp.int32(0)
-    bent = inverse(n.T)
-    before = force * kinks.side - kinks.slack
-    b = gradient + before @ n
-    pulls = bounded_quadratic(n @ bent, kinks.at + bent.T @ b, force, start=before)
-    moved = jnp.sum((pulls.free != (kinks.at == 0)) & (force > 0))
-    return inverse(b - pulls.x @ n), moved.astype(jnp.int32)
+    how = {"ball": ball, "loss": loss, "l2": l2, "mix": mix}
+    return around(memory.w, memory.side, rows, memory.support, **how), same
 
 
 def _stepped(memory: LinearMemory, move, moved, curvature) -> Step:
