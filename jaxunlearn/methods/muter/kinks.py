@@ -50,12 +50,14 @@ class Around(NamedTuple):
     Attributes:
       pieces: their Hessians and gradients.
       strength: ``float[n]``, the slope of the loss at the worst end.
+      x: ``float[n, s]``, the rows, or the middles of their boxes.
       middle, reach: ``float[n]``, of the scores, the middle counted from the label.
       half: ``float[n, s]``, half the width of their boxes; None for a ball.
     """
 
     pieces: linear.Pieces
     strength: Array
+    x: Array
     middle: Array
     reach: Array
     half: Any
@@ -104,11 +106,67 @@ def around(
     end = mix[:, None] * x + grown
     gradient = strength[:, None] * end + l2 * w[None]
     pieces = linear.Pieces(w, end, bend, none, turn + l2, -turn / square, gradient)
-    return Around(pieces, strength, middle - y, reach, half)
+    return Around(pieces, strength, x, middle - y, reach, half)
 
 
-def held(kinks: Kinks, inverse: Callable[[Array], Array], gradient: Array) -> tuple[Array, Array]:
-    """The minimum of the quadratic with kinks, and how many of them it left or met.
+def at_zeros(w: Array, gradient: Array, force: Array, watch: int) -> tuple[Array, Array, Kinks]:
+    """The kinks of a box at ``w_j = 0``: those of weights that are not 0, and those nearest to go.
+
+    Args:
+      w: ``float[d]``, the optimum.
+      gradient, force: ``float[d]``, of the rows, and of their boxes at ``w_j = 0``.
+      watch: weights of 0 that may move.
+
+    Returns:
+      ``(support, side, kinks)``: the weights that may move, and the orthant of all.
+
+    Example:
+      >>> w, gradient = jnp.array([2.0, 0.0, 0.0]), jnp.array([0.0, 0.1, 0.5])
+      >>> support, side, kinks = at_zeros(w, gradient, jnp.ones(3), 1)
+      >>> support.tolist(), side.tolist(), kinks.slack.tolist()
+      ([0, 2], [1.0, -1.0, -1.0], [0.0, -0.5])
+    """
+    side = jnp.sign(w)
+    # How much of its force the kink needs, and in which direction.
+    share = -gradient / jnp.maximum(force, jnp.finfo(w.dtype).tiny)
+    share = jnp.where(side == 0, jnp.clip(share, -1, 1), side)
+    order = jnp.argsort(-jnp.abs(share), stable=True)
+    support = jnp.sort(order[: jnp.sum(side != 0) + watch])
+    side = jnp.where(side == 0, jnp.sign(share), side)
+    slack = force * (side - share)
+    some = w[support], force[support], side[support], slack[support]
+    unit = jnp.eye(support.size, dtype=w.dtype)
+    return support, side, Kinks(unit, *some, numbers=jnp.full(support.size, -1))
+
+
+def at_rows(rows: Around, mix: Array, weights: Array, watch: int) -> Kinks:
+    """The kinks of ridge regression at rows: those that the optimum is at, and those nearest.
+
+    Args:
+      rows: all, around the optimum.
+      mix, weights: ``float[n]``, of the optimum and of the rows.
+      watch: rows that the optimum is not at.
+
+    Example:
+      >>> from jaxunlearn.primitives.balls import L2Ball
+      >>> data, w = Dataset(jnp.array([[1.0], [3.0]]), jnp.array([1, 1])), jnp.array([1.0])
+      >>> how = {"ball": L2Ball(0.5), "loss": "ridge", "l2": 0.0}
+      >>> mix = jnp.array([0.0, 1.0])
+      >>> rows = around(w, jnp.sign(w), data, jnp.arange(1), mix=mix, **how)
+      >>> at_rows(rows, mix, jnp.ones(2), 0).numbers.tolist()
+      [0]
+    """
+    far = jnp.where(weights > 0, jnp.abs(rows.middle), jnp.inf)
+    there = jnp.abs(mix) < 1
+    numbers = jnp.argsort(far, stable=True)[: jnp.sum(there & (weights > 0)) + watch]
+    some = jnp.where(there, 0.0, rows.middle), weights * rows.reach, mix, jnp.zeros_like(mix)
+    return Kinks(rows.x[numbers], *(leaf[numbers] for leaf in some), numbers=numbers)
+
+
+def held(
+    kinks: Kinks, inverse: Callable[[Array], Array], gradient: Array
+) -> tuple[Array, Array, Array]:
+    """The minimum of the quadratic with kinks.
 
     Its dual is over the pulls ``p`` of the kinks, ``|p| <= force``: ``dw = M^-1 (b - N^T p)``, and
     ``at + N dw = h - G p`` is 0 where they hold.
@@ -118,6 +176,10 @@ def held(kinks: Kinks, inverse: Callable[[Array], Array], gradient: Array) -> tu
       inverse: ``M^-1`` of a vector or of columns.
       gradient: ``float[s]``, the sum over the rows to forget.
 
+    Returns:
+      ``(move, moved, settled)``: the step, how many kinks it left or met, and whether the search
+      for them ended.
+
     Example:
       >>> one, zero = jnp.ones(1), jnp.zeros(1)
       >>> kink = Kinks(jnp.eye(1), zero, one, zero, zero, jnp.array([-1]))
@@ -126,10 +188,12 @@ def held(kinks: Kinks, inverse: Callable[[Array], Array], gradient: Array) -> tu
     """
     n, force = kinks.normals, kinks.force
     if not n.shape[0]:
-        return inverse(gradient), jnp.int32(0)
+        return inverse(gradient), jnp.int32(0), jnp.array(True)
     bent = inverse(n.T)
     before = force * kinks.side - kinks.slack
     b = gradient + before @ n
-    pulls = bounded_quadratic(n @ bent, kinks.at + bent.T @ b, force, start=before)
+    free = kinks.at + bent.T @ b  # the arguments, if nothing pulled
+    pulls = bounded_quadratic(n @ bent, free, force, start=before)
     moved = jnp.sum((pulls.free != (kinks.at == 0)) & (force > 0))
-    return inverse(b - pulls.x @ n), moved.astype(jnp.int32)
+    rounding = jnp.finfo(free.dtype).eps ** 0.4 * jnp.abs(free).max()
+    return inverse(b - pulls.x @ n), moved.astype(jnp.int32), pulls.residual <= rounding
