@@ -155,7 +155,8 @@ class Step(NamedTuple):
       matrix_curvature: the smallest eigenvalue known of the reduced matrix, at most 0 if it is
         indefinite.
       moved: watched kinks that the step left or met.
-      status: ``int32``, INDEFINITE, NOT_CONVERGED, NOT_FINITE or OK.
+      status: ``int32``, INDEFINITE (``w`` is then the original), NOT_CONVERGED (the search for
+        kinks did not end), NOT_FINITE or OK.
     """
 
     w: Array
