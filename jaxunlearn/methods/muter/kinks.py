@@ -84,8 +84,8 @@ def around(
       >>> data, w = Dataset(jnp.array([[1.0, 1.0]]), jnp.array([0])), jnp.array([3.0, -4.0])
       >>> how = {"ball": L2Ball(1.0), "loss": "logistic", "l2": 0.0, "mix": jnp.array([1.0])}
       >>> rows = around(w, jnp.sign(w), data, jnp.arange(2), **how)
-      >>> print(rows.pieces.x.round(2))  # the row, and a step of length 1 along w
-      [[1.6 0.2]]
+      >>> [f"{x:.1f}" for x in rows.pieces.x[0]]  # the row, and a step of length 1 along w
+      ['1.6', '0.2']
     """
     y, (x, half) = linear.signed(data, w.dtype), linear.spread(data, ball)
     middle, reach = linear.middle_and_reach(w, jnp.sign(w), x, half, ball)
