@@ -16,6 +16,13 @@ def key():
 
 
 @pytest.fixture(scope="module")
+def float64():
+    """A module in float64, its fixtures included."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="module")
 def compiled_in_haste():
     """No LLVM optimisation: half the compile time, for modules that compile much and run little."""
     jax.config.update("jax_disable_most_optimizations", True)

@@ -37,6 +37,7 @@ PUBLIC = (
     "jaxunlearn.methods.ffmu",
     "jaxunlearn.methods.pcmu",
     "jaxunlearn.methods.muter",
+    "jaxunlearn.methods.muter.kinks",
     "jaxunlearn.methods.muter.linear",
     "jaxunlearn.models",
     "jaxunlearn.certify.highs",

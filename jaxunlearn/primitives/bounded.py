@@ -101,14 +101,23 @@ def _search(matrix, b, bound, start, *, steps) -> tuple[Array, Array]:
         free = jnp.where(releases, free.at[worst].set(True), free)
         return x, free, hits | releases, count + 1
 
-    def guess(_, x):
-        """All entries at once take the side that their gradient says: nearly always near."""
+    def sides(x):
+        """Which bound each entry would go to, or 0: its own step, held by nothing else."""
         to = x + unit**2 * (b - matrix @ x)
-        held = jnp.clip(to, -bound, bound)
-        return jnp.clip(_solved(matrix, b, held, jnp.abs(to) < bound), -2 * bound, 2 * bound)
+        return jnp.where(jnp.abs(to) < bound, 0, jnp.where(to < 0, -1, 1))
 
-    start = jnp.clip(jax.lax.fori_loop(0, 10, guess, start), -bound, bound)
-    free = jnp.abs(start) < bound
-    carry = start, free, jnp.array(True), jnp.int32(0)
+    def guess(carry):
+        """All entries at once take the side that their gradient says: nearly always near."""
+        x, side, _, count = carry
+        x = jnp.clip(_solved(matrix, b, side * bound, side == 0), -2 * bound, 2 * bound)
+        onward = sides(x)
+        wrong = (onward != side).any() | (jnp.abs(x) > bound).any()
+        return x, onward, wrong, count + 1
+
+    carry = start, sides(start), jnp.array(True), jnp.int32(0)
+    start, _, wrong, _ = jax.lax.while_loop(lambda c: c[2] & (c[3] < 10), guess, carry)
+    start = jnp.clip(start, -bound, bound)
+    # Sides that confirm themselves are those of the minimum: no step is left to take.
+    carry = start, jnp.abs(start) < bound, wrong, jnp.int32(0)
     x, free, *_ = jax.lax.while_loop(lambda c: c[2] & (c[3] < steps), step, carry)
     return free, jnp.sign(x)

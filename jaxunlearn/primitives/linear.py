@@ -25,6 +25,27 @@ LOSSES = ("logistic", "ridge")
 MODES = ("kkt", "direct", "fisher", "paper", "code")
 
 
+def check(w: Array, data: Dataset, *, ball: Ball | None, loss: str, name: str = "data") -> None:
+    """Raises a ValueError for what the functions here do not take.
+
+    Example:
+      >>> image = Dataset(jnp.zeros((1, 2, 2)), jnp.array([1]))
+      >>> check(jnp.zeros(4), image, ball=None, loss="ridge")
+      Traceback (most recent call last):
+      ValueError: data.x has shape (1, 2, 2), but must be [n, 4] as w is [4]: flatten the rows.
+    """
+    _validate.one_of(LOSSES, loss=loss)
+    if not (ball is None or isinstance(ball, L2Ball | LInfBox)):
+        raise ValueError(f"ball={ball!r} must be an L2Ball, an LInfBox, or None for clean rows.")
+    if np.ndim(w) != 1:
+        raise ValueError(f"w has shape {np.shape(w)}, but must be [d]: flatten it.")
+    if np.ndim(data.x) != 2 or data.x.shape[1] != w.shape[0]:
+        raise ValueError(
+            f"{name}.x has shape {np.shape(data.x)}, but must be [n, {w.size}] as w is "
+            f"[{w.size}]: flatten the rows."
+        )
+
+
 def signed(data: Dataset, dtype) -> Array:
     """Labels -1 and +1.
 
@@ -125,7 +146,7 @@ def maximum(w: Array, data: Dataset, *, ball: Ball, loss: str = "logistic") -> I
       >>> maximum(jnp.array([3.0, -4.0]), data, ball=L2Ball(1.0)).delta.tolist()
       [[-0.6000000238418579, 0.800000011920929]]
     """
-    _checked(w, data, loss)
+    check(w, data, ball=ball, loss=loss)
     y = signed(data, w.dtype)
     each = jax.vmap(ball.extreme, in_axes=(0, None))
     middle, _ = middle_and_reach(w, jnp.sign(w), *spread(data, ball), ball)
@@ -149,7 +170,7 @@ def losses(
       >>> f"{losses(w, data, ball=L2Ball(1.0))[0]:.4f}"  # log(1 + exp(1 + 5))
       '6.0025'
     """
-    _checked(w, data, loss)
+    check(w, data, ball=ball, loss=loss)
     middle, reach = middle_and_reach(w, jnp.sign(w), *spread(data, ball), ball)
     return worst(loss, middle, reach, signed(data, w.dtype)) + l2 / 2 * (w @ w)
 
@@ -221,7 +242,7 @@ def pieces(
       >>> bool(jnp.allclose(total, by_autodiff, atol=1e-5))
       True
     """
-    _checked(w, data, loss)
+    check(w, data, ball=ball, loss=loss)
     _validate.one_of(MODES, mode=mode)
     if mode == "kkt" and ball is None:
         raise ValueError("mode='kkt' needs the ball in which delta was found: give ball.")
@@ -279,12 +300,3 @@ def product(rows: Pieces, v: Array, weights: Array | None = None) -> Array:
     s = rows.x @ v
     out = (weights * (rows.a * s + rows.b * along)) @ rows.x
     return out + (weights * rows.b) @ s * w + (weights @ rows.e) * along * w + weights @ rows.c * v
-
-
-def _checked(w: Array, data: Dataset, loss: str) -> None:
-    _validate.one_of(LOSSES, loss=loss)
-    if np.ndim(w) != 1 or np.ndim(data.x) != 2 or data.x.shape[1] != w.shape[0]:
-        raise ValueError(
-            f"data.x has shape {np.shape(data.x)} and w {np.shape(w)}; "
-            "they must be [n, d] and [d] with the same d: flatten the rows."
-        )

@@ -6,6 +6,7 @@ range, where either end is as bad. The optimum lies on kinks, so each kind has i
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxunlearn import _validate
 from jaxunlearn.primitives.balls import Ball, L2Ball, LInfBox, norm
-from jaxunlearn.primitives.linear import LOSSES, middle_and_reach, signed, spread, worst
+from jaxunlearn.primitives.linear import check, middle_and_reach, signed, spread, worst
 from jaxunlearn.primitives.solve import CG, conjugate_gradients
 from jaxunlearn.types import Array, Dataset
 
@@ -77,7 +78,7 @@ def minimise(
     Cost: a step is a dozen or more products with the rows, O(n d) each.
 
     Raises:
-      ValueError: bad rows, labels, weights; ``l2 < 0``.
+      ValueError: bad rows, labels, weights, ball or start; ``l2 < 0``; half precision or integers.
 
     Example:
       >>> data = Dataset(jnp.array([[-1.0], [1.0], [0.5]]), jnp.array([0, 1, 0]))
@@ -86,18 +87,23 @@ def minimise(
       (True, True)
     """
     _validate.dataset(data, num_classes=2)
-    _validate.not_negative(l2=l2)
-    _validate.one_of(LOSSES, loss=loss)
-    n, d = data.x.shape
+    _validate.not_negative(l2=l2, tolerance=tolerance)
+    _validate.whole(steps=steps)
+    if data.x.dtype not in (jnp.float32, jnp.float64):
+        raise ValueError(f"data.x has dtype {data.x.dtype}: convert it to float32 or float64.")
+    n = data.y.shape[0]
     if weights is None:
         weights = jnp.ones(n, data.x.dtype)
     _validate.row_weights(weights, n)
     weights = jnp.asarray(weights, data.x.dtype)
     mix = jnp.zeros(n, data.x.dtype)
     if isinstance(start, Optimum):
+        if start.mix.shape != (n,):
+            raise ValueError(f"start is the optimum of {start.mix.size} rows, and data has {n}.")
         start, mix = start.w, start.mix
     if start is None:
-        start = jnp.zeros(d, data.x.dtype)
+        start = jnp.zeros(math.prod(data.x.shape[1:]), data.x.dtype)
+    check(start, data, ball=ball, loss=loss)
     tolerance = max(tolerance, 30 * float(jnp.finfo(data.x.dtype).eps))
     how = {"ball": ball, "loss": loss, "tolerance": tolerance, "most": steps}
     return _minimise(data, weights, start, mix, l2, **how)

@@ -21,14 +21,7 @@ from jaxunlearn.types import Model
 N, D, L, L2 = 120, 5, 3, 1e-2
 BALL = L2Ball(0.3)
 
-
-pytestmark = pytest.mark.usefixtures("compiled_in_haste")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64", "compiled_in_haste")
 
 
 def loss_fn(w, row):
@@ -255,6 +248,27 @@ def test_the_last_row_of_a_class_is_warned_of(rows, memory):
     assert bool(after.diagnostics.lost_class)
     most, _ = muter.remove(loss_fn, memory, rows, forget_of(*last[1:].tolist()), ball=BALL)
     assert jnp.isfinite(most).all()
+    _, after = muter.remove(loss_fn, memory, rows, 0.5 * forget_of(*last.tolist()), ball=BALL)
+    assert not after.diagnostics.lost_class  # half of each remains
+
+
+def test_a_system_that_is_indefinite_is_warned_of_where_no_status_tells(rows, trained, memory):
+    bent = memory._replace(matrix=-memory.matrix)
+    with pytest.warns(UserWarning, match="refresh: the system is INDEFINITE"):
+        muter.refresh(loss_fn, trained.params, bent, rows, ball=BALL)
+
+
+def test_rows_that_are_none(rows, trained, memory):
+    for numbers, message in (
+        (jnp.array([0, N]), f"rows has numbers from 0 to {N}, but data {N} rows"),
+        (forget_of(1), "rows is bool"),
+        (3, "must be row numbers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            muter.influence(loss_fn, memory, rows, numbers)
+    given = loss_fn, trained.params, rows, trained.inner.delta
+    with pytest.raises(ValueError, match="removed has dtype float"):
+        muter.prepare(*given, ball=BALL, removed=jnp.zeros(N))
 
 
 def test_rows_without_a_maximum_fall_back_to_the_direct_hessian(rows, trained):
@@ -319,6 +333,8 @@ def test_unlearner_in_float64_lands_close_to_its_own_retraining(rows):
     flat = lambda s: jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(s.params)])
     noop = jnp.linalg.norm(flat(state) - flat(again))
     assert jnp.linalg.norm(flat(after) - flat(again)) < 0.1 * noop
+    with pytest.warns(UserWarning, match="last row of a class"):
+        method.unlearn(jax.random.key(1), state, rows, rows.y == 2)
     noisy = unlearner(models.logistic(L), TrainConfig(), MuterConfig(ball=BALL, noise=0.5))
     noise = flat(noisy.unlearn(jax.random.key(1), state, rows, forget_of(*FEW))) - flat(after)
     assert 0.2 < noise.std() < 1.0

@@ -18,16 +18,10 @@ from jaxunlearn.primitives.curvature import (
 from jaxunlearn.primitives.inner import follow, inner_curvature, inspect
 from jaxunlearn.primitives.solve import CG
 
-pytestmark = pytest.mark.usefixtures("compiled_in_haste")
+pytestmark = pytest.mark.usefixtures("float64", "compiled_in_haste")
 
 N, D, L = 14, 5, 3
 BALL = L2Ball(0.4)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,8 @@ import scipy.optimize
 
 from jaxunlearn.primitives.bounded import bounded_quadratic
 
-pytestmark = pytest.mark.usefixtures("compiled_in_haste")
+pytestmark = pytest.mark.usefixtures("float64", "compiled_in_haste")
 K = 12
-
-
-@pytest.fixture(scope="module", autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
 
 
 def problem(seed: int, rank: int):

@@ -13,14 +13,7 @@ from jaxunlearn.primitives.curvature import total_matrix
 N, D, L2 = 60, 6, 1e-2
 BALLS = [L2Ball(0.3), LInfBox(0.15, None), LInfBox(0.15, (-1.0, 1.0))]
 
-
-pytestmark = pytest.mark.usefixtures("compiled_in_haste")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64", "compiled_in_haste")
 
 
 @pytest.fixture(scope="module")

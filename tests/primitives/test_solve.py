@@ -11,14 +11,7 @@ from jaxunlearn.primitives.solve import CG, Cholesky, dense, solve, solve_block
 P = 12
 SOLVERS = [Cholesky(), CG(tol=1e-13)]
 
-
-pytestmark = pytest.mark.usefixtures("compiled_in_haste")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64", "compiled_in_haste")
 
 
 @pytest.fixture(scope="module")

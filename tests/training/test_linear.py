@@ -19,13 +19,7 @@ BALLS = {
     "wide box": LInfBox(0.3, None),
 }
 
-pytestmark = pytest.mark.usefixtures("compiled_in_haste")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64", "compiled_in_haste")
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +152,12 @@ def test_bad_input(rows):
         minimise(rows, ball=L2Ball(0.3), loss="hinge", l2=L2)
     with pytest.raises(ValueError, match="l2=-1"):
         minimise(rows, ball=L2Ball(0.3), l2=-1.0)
+    with pytest.raises(ValueError, match="dtype uint8: convert it"):
+        minimise(rows._replace(x=rows.x.astype(jnp.uint8)), ball=L2Ball(0.3), l2=L2)
+    with pytest.raises(ValueError, match="flatten the rows"):
+        minimise(rows._replace(x=rows.x.reshape(N, 2, 3)), ball=L2Ball(0.3), l2=L2)
+    with pytest.raises(ValueError, match="steps=0"):
+        minimise(rows, ball=L2Ball(0.3), l2=L2, steps=0)
+    fewer = minimise(jax.tree.map(lambda leaf: leaf[:30], rows), ball=L2Ball(0.3), l2=L2)
+    with pytest.raises(ValueError, match="start is the optimum of 30 rows"):
+        minimise(rows, ball=L2Ball(0.3), l2=L2, start=fewer)

@@ -33,7 +33,7 @@ def influence(
     Cost: one factorisation, and two triangular solves a row.
 
     Raises:
-      ValueError: a memory without a matrix.
+      ValueError: a memory without a matrix; row numbers that are none.
 
     Example:
       >>> from jaxunlearn.methods.muter import prepare
@@ -47,6 +47,13 @@ def influence(
     """
     if isinstance(memory.matrix, tuple):
         raise ValueError("influence needs the matrix: prepare the memory with dense=True.")
+    n, rows = data.y.shape[0], jnp.asarray(rows)
+    if rows.ndim != 1 or not jnp.issubdtype(rows.dtype, jnp.integer):
+        raise ValueError(
+            f"rows is {rows.dtype}{list(rows.shape)}, but must be row numbers, int[k]."
+        )
+    if _validate.known(rows) and ((rows < -n) | (rows >= n)).any():
+        raise ValueError(f"rows has numbers from {rows.min()} to {rows.max()}, but data {n} rows.")
     kept = jnp.maximum(jnp.sum(1 - _validate.as_weights(memory.removed)), 1)
     at = jax.tree.map(lambda leaf: leaf[rows], perturbed(data, memory.delta))
     grads = jax.vmap(jax.grad(loss_fn), in_axes=(None, 0))(memory.params, at)

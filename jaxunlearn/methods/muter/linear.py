@@ -1,50 +1,22 @@
 """MUter for linear models with one score: closed-form maxima, and the kinks of the robust loss.
 
-The robust loss has kinks and its optimum lies on them: in a box wherever ``w_j = 0`` (the box acts
-like an L1 penalty), and for ridge regression at rows whose two ends of the ball are equally bad.
-There the perturbation is no function of ``w`` and the total Hessian does not exist. What exists is
-the loss around the optimum, a quadratic and some absolute values,
-
-    -sum_F g_i . dw + dw . M dw / 2 + sum_k force_k |at_k + normal_k . dw|
-
-and its minimum is the step: kinks hold it where their force suffices, and let go where not. With
-no kinks near it is Eq. 10, ``dw = M^-1 sum_F g_i``. Kinks at which the optimum is not, but near,
-are *watched*: a removal may end on them.
+The three stages on the closed forms, the kinks included: :mod:`jaxunlearn.methods.muter.kinks` says
+what they are, and how a step takes them.
 """
 
 import warnings
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxunlearn import _validate
+from jaxunlearn.methods.muter.kinks import Around, Kinks, around, at_rows, at_zeros, held
 from jaxunlearn.primitives import linear
 from jaxunlearn.primitives.balls import Ball, LInfBox, norm
-from jaxunlearn.primitives.bounded import bounded_quadratic
 from jaxunlearn.primitives.linear import middle_and_reach, spread
 from jaxunlearn.training.linear import Optimum
 from jaxunlearn.types import Array, Dataset, Status
-
-
-class Kinks(NamedTuple):
-    """Absolute values in the loss, ``force |at + normal . dw|``.
-
-    Attributes:
-      normals: ``float[k, s]``: a coordinate's unit vector, or a row.
-      at: ``float[k]``, the argument at the original parameters, 0 on the kink.
-      force: ``float[k]``, of the rows not removed.
-      side: ``float[k]`` in [-1, 1], the slope that the rows' gradients are taken with.
-      slack: ``float[k]``, force that the optimum leaves unused there.
-      numbers: ``int[k]``, the row's number; -1 for a coordinate.
-    """
-
-    normals: Array
-    at: Array
-    force: Array
-    side: Array
-    slack: Array
-    numbers: Array
 
 
 class LinearMemory(NamedTuple):
@@ -98,8 +70,9 @@ def prepare(
     traced: the support is found.
 
     Raises:
-      ValueError: an optimum that does not exist: ``l2=0`` and rows that stay separable. Of one
-        that merely has not converged a warning tells the gradient.
+      ValueError: an optimum of other rows, or of another ball, loss, l2 or weights; one that does
+        not exist: logistic regression with ``l2=0`` on rows that stay separable. Of one that
+        merely has not converged a warning tells the gradient.
 
     Example:
       >>> from jaxunlearn.primitives.balls import L2Ball
@@ -110,55 +83,37 @@ def prepare(
       >>> prepare(optimum, data, ball=ball, l2=0.1).matrix.shape
       (1, 1)
     """
-    if not optimum.converged:
-        if l2 == 0:
-            raise ValueError(
-                f"optimum has a gradient of {float(optimum.gradient):.2g} and is none: with l2=0 "
-                "and rows that stay separable in the ball there is no optimum. Give l2 > 0, or "
-                "take more steps."
-            )
-        warnings.warn(
-            f"optimum has a gradient of {float(optimum.gradient):.2g} and is none: the step "
-            "assumes one. Take more steps.",
-            stacklevel=2,
-        )
+    if not _validate.known(optimum.w):
+        raise ValueError("optimum is traced, but its support has to be known: prepare outside jit.")
+    if ball is None:
+        raise ValueError("ball=None has no perturbations: give the ball that the model trained in.")
+    linear.check(optimum.w, data, ball=ball, loss=loss)
+    _validate.dataset(data, num_classes=2)
+    _validate.not_negative(l2=l2)
     _validate.whole(0, watch=watch)
-    w, n = optimum.w, data.y.shape[0]
+    w, mix, n = optimum.w, optimum.mix, data.y.shape[0]
+    if mix.shape != (n,):
+        raise ValueError(f"optimum is that of {mix.size} rows, but data has {n}.")
     weights = jnp.ones(n) if weights is None else weights
     _validate.row_weights(weights, n)
     weights = jnp.asarray(weights, w.dtype)
-    side, everything = jnp.sign(w), jnp.arange(w.size)
-    support, coordinates = everything, everything[:0]
-    slack, force = jnp.zeros_like(w), jnp.zeros_like(w)
+    how = {"ball": ball, "loss": loss, "l2": l2, "mix": mix}
+    side, support = jnp.sign(w), jnp.arange(w.size)
+    rows, found = around(w, side, data, support, **how), []
+    gradient, strength = weights @ rows.pieces.gradient, weights * rows.strength
+    scale = weights @ jnp.abs(rows.pieces.gradient)
     if isinstance(ball, LInfBox):
-        rows = _rows(w, side, data, everything, ball, loss, l2, optimum.mix)
-        force = (weights * rows.strength) @ rows.half
-        # How much of its force the kink at w_j = 0 needs, and in which direction.
-        share = -(weights @ rows.pieces.gradient) / jnp.maximum(force, jnp.finfo(w.dtype).tiny)
-        share = jnp.where(side == 0, jnp.clip(share, -1, 1), side)
-        order = jnp.argsort(-jnp.abs(share), stable=True)
-        support = coordinates = jnp.sort(order[: jnp.sum(side != 0) + watch])
-        side = jnp.where(side == 0, jnp.sign(share), side)
-        slack = force * (side - share)
-    elif not w.any():  # held there by the kink of the norm
-        support = everything[:0]
-    rows = _rows(w, side, data, support, ball, loss, l2, optimum.mix)
-    numbers = everything[:0]
-    if loss == "ridge":
-        far = jnp.where(weights > 0, jnp.abs(rows.middle), jnp.inf)
-        held = jnp.sum((jnp.abs(optimum.mix) < 1) & (weights > 0))
-        numbers = jnp.argsort(far, stable=True)[: held + watch]
-    units = (coordinates[:, None] == support[None]).astype(w.dtype)
-    both = lambda coordinate, row: jnp.concatenate([coordinate[coordinates], row[numbers]])
-    mix = optimum.mix
-    kinks = Kinks(
-        normals=jnp.concatenate([units, spread(data, ball)[0][numbers][:, support]]),
-        at=both(w, jnp.where(jnp.abs(mix) < 1, 0.0, rows.middle)),
-        force=both(force, rows.reach),
-        side=both(side, mix),
-        slack=both(slack, jnp.zeros_like(mix)),
-        numbers=jnp.concatenate([jnp.full(coordinates.size, -1), numbers]),
-    )
+        force = strength @ rows.half
+        left = jnp.abs(gradient) - jnp.where(w == 0, force, 0.0)
+        support, side, zeros = at_zeros(w, gradient, force, watch)
+        found = [zeros]
+    elif w.any():
+        left = jnp.abs(gradient)
+    else:  # held there by the kink of the norm
+        left, support = norm(gradient)[None] - ball.radius * strength.sum(), support[:0]
+    _judge(optimum, left.max() / weights.sum(), scale.max() / weights.sum(), l2, loss)
+    rows = around(w, side, data, support, **how)
+    found.append(at_rows(rows, mix, weights, watch if loss == "ridge" else 0))
     matrix = linear.matrix(rows.pieces, weights)
     spectrum, basis = jnp.linalg.eigh(matrix)
     return LinearMemory(
@@ -169,9 +124,27 @@ def prepare(
         basis=basis,
         spectrum=spectrum,
         gradient=jnp.zeros(support.shape[0], matrix.dtype),
-        kinks=kinks,
+        kinks=Kinks(*map(jnp.concatenate, zip(*found, strict=True))),
         counts=jax.ops.segment_sum(weights, data.y, 2),
     )
+
+
+def _judge(optimum: Optimum, gradient: Array, scale: Array, l2: float, loss: str) -> None:
+    """Warns of an optimum that has not converged, and refuses one that is not of these rows."""
+    claimed = float(optimum.gradient)
+    if not optimum.converged:
+        said = f"optimum has a gradient of {claimed:.2g} and is none: "
+        if l2 == 0 and loss == "logistic":
+            raise ValueError(
+                f"{said}with l2=0 and rows that stay separable in the ball there is no optimum. "
+                "Give l2 > 0, or take more steps."
+            )
+        warnings.warn(f"{said}the step assumes one. Take more steps.", stacklevel=3)
+    if not gradient <= 10 * claimed + jnp.finfo(gradient.dtype).eps ** 0.5 * scale:
+        raise ValueError(
+            f"optimum claims a gradient of {claimed:.2g}, but with this data it is "
+            f"{float(gradient):.2g}: give the data, ball, loss, l2 and weights that minimise had."
+        )
 
 
 class Step(NamedTuple):
@@ -182,7 +155,8 @@ class Step(NamedTuple):
       matrix_curvature: the smallest eigenvalue known of the reduced matrix, at most 0 if it is
         indefinite.
       moved: watched kinks that the step left or met.
-      status: ``int32``, INDEFINITE, NOT_CONVERGED, NOT_FINITE or OK.
+      status: ``int32``, INDEFINITE (``w`` is then the original), NOT_CONVERGED (the search for
+        kinks did not end), NOT_FINITE or OK.
     """
 
     w: Array
@@ -220,7 +194,7 @@ def remove(
     Differentiable where none does.
 
     Raises:
-      ValueError: no ``numbers`` where rows' kinks are watched.
+      ValueError: rows or weights that cannot be; no ``numbers`` where rows' kinks are watched.
 
     Example:
       >>> from jaxunlearn.primitives.balls import L2Ball
@@ -235,6 +209,10 @@ def remove(
     """
     own, same = _own(memory, rows, ball, loss, l2, numbers)
     weights = jnp.ones_like(own.reach) if weights is None else jnp.asarray(weights, own.reach.dtype)
+    if weights.shape != own.reach.shape:
+        raise ValueError(f"weights has shape {weights.shape}, but must be {own.reach.shape}.")
+    if _validate.known(weights) and not ((weights >= 0) & (weights <= 1)).all():
+        raise ValueError("weights must be shares of rows within [0, 1].")
     kinks, counts = memory.kinks, jax.ops.segment_sum(weights, rows.y, 2)
     given = same * own.reach[None]  # what the rows give to the kinks' forces
     if own.half is not None:
@@ -257,9 +235,9 @@ def remove(
     definite = jnp.isfinite(factor).all()
     factor = jnp.where(definite, factor, jnp.eye(factor.shape[0], dtype=factor.dtype))
     inverse = lambda b: jax.scipy.linalg.cho_solve((factor, True), b)
-    move, moved = _held(after.kinks, inverse, after.gradient)
+    move, moved, settled = held(after.kinks, inverse, after.gradient)
     pivot = jnp.where(definite, jnp.diagonal(factor).min(initial=jnp.inf) ** 2, -jnp.inf)
-    return _stepped(memory, jnp.where(definite, move, 0.0), moved, pivot), after
+    return _stepped(memory, jnp.where(definite, move, 0.0), moved, pivot, settled), after
 
 
 def remove_quickly(
@@ -295,15 +273,19 @@ def remove_quickly(
     weights = jnp.concatenate([own.a, own.e.sum()[None]])
     turned = jnp.concatenate([low, gradient[None]]) @ memory.basis
     bent, g = turned[:-1] / spectrum[None], turned[-1]
-    # (D - L^T T L)^-1 g = D^-1 g + D^-1 L^T (I - T L D^-1 L^T)^-1 T L D^-1 g
-    small = jnp.eye(weights.size, dtype=g.dtype) - weights[:, None] * (bent @ turned[:-1].T)
-    rest = jnp.linalg.solve(small, weights * (bent @ g))
+    # (D - L^T T L)^-1 g = D^-1 g + D^-1 L^T (T^-1 - L D^-1 L^T)^-1 L D^-1 g, with T = R S R
+    root, sign = jnp.sqrt(jnp.abs(weights)), jnp.where(weights < 0, -1.0, 1.0).astype(g.dtype)
+    small = jnp.diag(sign) - root[:, None] * (bent @ turned[:-1].T) * root[None]
+    rest = root * jnp.linalg.solve(small, root * (bent @ g))
     move = memory.basis @ (g / spectrum + rest @ bent)
+    # By Haynsworth's theorem the reduced matrix has as many negative eigenvalues as D has, and as
+    # `small` has more than S.
+    definite = (jnp.linalg.eigvalsh(small) < 0).sum() == (sign < 0).sum()
+    least = jnp.where(definite, spectrum.min(initial=jnp.inf), -jnp.inf)
     miss = memory.matrix @ move - linear.product(own, move) - gradient
     good = jnp.linalg.norm(miss) <= jnp.finfo(g.dtype).eps ** 0.5 * jnp.linalg.norm(gradient)
-    step = _stepped(memory, move, jnp.int32(0), spectrum.min(initial=jnp.inf))
-    status = jnp.where(good | (step.status != Status.OK), step.status, Status.NOT_CONVERGED)
-    return step._replace(status=status.astype(jnp.int32))
+    move = jnp.where(definite, move, 0.0)
+    return _stepped(memory, move, jnp.int32(0), least, good)
 
 
 def influence(
@@ -325,6 +307,8 @@ def influence(
       rows, ball, loss, l2, numbers: as in :func:`remove`.
       n: rows of the training.
 
+    Of a matrix that is singular, so that no influence is defined, a warning tells.
+
     Example:
       >>> from jaxunlearn.primitives.balls import L2Ball
       >>> from jaxunlearn.training.linear import minimise
@@ -336,94 +320,53 @@ def influence(
       >>> out.shape, bool(out[2, 0] < 0)
       ((3, 1), True)
     """
+    _validate.whole(n=n)
     own = _own(memory, rows, ball, loss, l2, numbers)[0].pieces
+    low, high = memory.spectrum.min(initial=jnp.inf), memory.spectrum.max(initial=0.0)
+    rounding = memory.spectrum.size * jnp.finfo(high.dtype).eps
+    if _validate.known(low) and not low > rounding * high:
+        warnings.warn(
+            f"influence: the matrix is singular, its smallest eigenvalue {float(low):.2g}, so what "
+            "comes back may point anywhere. Train with l2 > 0.",
+            stacklevel=2,
+        )
     solver = memory.basis / memory.spectrum[None] @ memory.basis.T
     inverse = lambda b: solver @ b
     small = 1e-6 / n  # of a row: no kink lets go for so little
-    step = lambda g: _held(memory.kinks, inverse, small * g)[0] / small
+    step = lambda g: held(memory.kinks, inverse, small * g)[0] / small
     full = jnp.zeros((rows.y.shape[0], memory.w.shape[0]), own.gradient.dtype)
     return full.at[:, memory.support].set(-n * jax.vmap(step)(own.gradient))
 
 
-class _Rows(NamedTuple):
-    """What rows do at ``w``, on the support.
-
-    Attributes:
-      pieces: their Hessians and gradients.
-      strength: ``float[n]``, the slope of the loss at the worst end.
-      middle, reach: ``float[n]``, of the scores, the middle counted from the label.
-      half: ``float[n, s]``, half the width of their boxes; None for a ball.
-    """
-
-    pieces: linear.Pieces
-    strength: Array
-    middle: Array
-    reach: Array
-    half: Any
-
-
-def _rows(w, side, data, support, ball, loss, l2, mix) -> _Rows:
-    y, (x, half) = linear.signed(data, w.dtype), spread(data, ball)
-    middle, reach = middle_and_reach(w, jnp.sign(w), x, half, ball)
-    if loss == "ridge":
-        strength, bend = jnp.abs(middle - y) + reach, jnp.ones_like(reach)
-    else:
-        strength = jax.nn.sigmoid(reach - y * middle)
-        bend = strength * (1 - strength)
-    x, w, none = x[:, support], w[support], jnp.zeros_like(reach)
-    if half is None:
-        length = jnp.maximum(norm(w), jnp.finfo(w.dtype).tiny)
-        around = strength * ball.radius / length
-        grown = ball.radius * w[None] / length
-    else:
-        half, around = half[:, support], none
-        grown = half * side[support][None]
-    length = jnp.maximum(w @ w, jnp.finfo(w.dtype).tiny)
-    # At the end `mix` of the scores, and between both ends at a kink.
-    end = mix[:, None] * x + grown
-    gradient = strength[:, None] * end + l2 * w[None]
-    pieces = linear.Pieces(w, end, bend, none, around + l2, -around / length, gradient)
-    return _Rows(pieces, strength, middle - y, reach, half)
-
-
-def _own(memory, rows, ball, loss, l2, numbers) -> tuple[_Rows, Array]:
+def _own(memory, rows, ball, loss, l2, numbers) -> tuple[Around, Array]:
     """Rows to forget, and which of the watched kinks they are, ``bool[kinks, k]``."""
-    kinks = memory.kinks
+    kinks, k = memory.kinks, rows.y.shape[:1]
+    linear.check(memory.w, rows, ball=ball, loss=loss, name="rows")
+    _validate.dataset(rows, num_classes=2, name="rows")
     if numbers is None:
         if loss == "ridge":
             raise ValueError(
                 "ridge regression has kinks at rows: give numbers, those of the rows to forget "
                 "in the data of prepare."
             )
-        numbers = jnp.full(rows.y.shape[0], -2)
+        numbers = jnp.full(k, -2)
+    elif jnp.shape(numbers) != k:
+        raise ValueError(f"numbers has shape {jnp.shape(numbers)}, but rows.y has {k}.")
+    elif _validate.known(numbers) and (jnp.asarray(numbers) < 0).any():
+        raise ValueError(f"numbers has {jnp.min(numbers)}, but rows are counted from 0.")
     same = kinks.numbers[:, None] == numbers[None]
     y = linear.signed(rows, memory.w.dtype)
     mix = -y
     if loss == "ridge":
         middle, _ = middle_and_reach(memory.w, memory.side, *spread(rows, ball), ball)
         mix = jnp.where(same.any(0), kinks.side @ same.astype(y.dtype), jnp.sign(middle - y))
-    return _rows(memory.w, memory.side, rows, memory.support, ball, loss, l2, mix), same
+    how = {"ball": ball, "loss": loss, "l2": l2, "mix": mix}
+    return around(memory.w, memory.side, rows, memory.support, **how), same
 
 
-def _held(kinks: Kinks, inverse, gradient: Array) -> tuple[Array, Array]:
-    """The minimum of the quadratic with kinks, and how many of them changed.
-
-    Its dual is over the pulls ``p`` of the kinks, ``|p| <= force``: ``dw = M^-1 (b - N^T p)``, and
-    ``at + N dw = h - G p`` is 0 where they hold.
-    """
-    n, force = kinks.normals, kinks.force
-    if not n.shape[0]:
-        return inverse(gradient), jnp.int32(0)
-    bent = inverse(n.T)
-    before = force * kinks.side - kinks.slack
-    b = gradient + before @ n
-    pulls = bounded_quadratic(n @ bent, kinks.at + bent.T @ b, force, start=before)
-    moved = jnp.sum((pulls.free != (kinks.at == 0)) & (force > 0))
-    return inverse(b - pulls.x @ n), moved.astype(jnp.int32)
-
-
-def _stepped(memory: LinearMemory, move, moved, curvature) -> Step:
+def _stepped(memory: LinearMemory, move, moved, curvature, settled) -> Step:
     w = memory.w.at[memory.support].add(move)
-    status = jnp.where(curvature > 0, Status.OK, Status.INDEFINITE)
+    status = jnp.where(settled, Status.OK, Status.NOT_CONVERGED)
+    status = jnp.where(curvature > 0, status, Status.INDEFINITE)
     status = jnp.where(jnp.isfinite(move).all(), status, Status.NOT_FINITE)
     return Step(w, curvature, moved, status.astype(jnp.int32))

@@ -1,6 +1,7 @@
 """Newton steps on the remaining rows, which the paper's method has not."""
 
 import functools
+import warnings
 
 from jaxunlearn import _validate, tree
 from jaxunlearn.methods.muter.stages import CHUNK, Memory
@@ -10,7 +11,7 @@ from jaxunlearn.primitives.curvature import total_product
 from jaxunlearn.primitives.gradients import gradient_sum
 from jaxunlearn.primitives.inner import perturbed
 from jaxunlearn.primitives.solve import CG, Cholesky, solve
-from jaxunlearn.types import Dataset, LossFn, Params
+from jaxunlearn.types import Dataset, LossFn, Params, Status
 
 
 def refresh(
@@ -40,6 +41,8 @@ def refresh(
       steps: Newton steps.
       attack_steps: Newton steps for the inner maxima in each.
 
+    Of a system that is indefinite, or was not solved, a warning tells.
+
     Cost: a step is ``attack_steps`` inner refinements of all rows and one solve.
 
     Example:
@@ -66,7 +69,15 @@ def refresh(
         if isinstance(system, tuple):
             how = {"weights": kept, "ball": ball, "trusted": memory.trusted, "chunk": CHUNK}
             system = functools.partial(_product, loss_fn, params, data, delta, how)
-        params = tree.add_scaled(params, -1, solve(system, g, solver=solver).x)
+        out = solve(system, g, solver=solver)
+        if _validate.known(out.status) and out.status != Status.OK:
+            warnings.warn(
+                f"refresh: the system is {Status(int(out.status)).name} (smallest curvature "
+                f"{float(out.curvature):.2g}, residual {float(out.residual):.2g}), so its step may "
+                "lead anywhere. Keep the parameters that remove gave.",
+                stacklevel=2,
+            )
+        params = tree.add_scaled(params, -1, out.x)
     return params
 
 

@@ -22,6 +22,10 @@ from jaxunlearn.types import Array, Dataset, LossFn, Params, Status
 WORST_RESIDUAL = 1e-2
 # Rows whose activations are held at once.
 CHUNK = 64
+LOST_CLASS = (
+    "forget removes the last row of a class: the remaining problem is another one, far from where "
+    "the step is accurate. Retrain instead."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Diagnostics(NamedTuple):
       fallback: rows that got the direct Hessian because they have no strict maximum.
       residual, iterations, curvature: of the linear system, see ``solve.Solution``.
       decrease: by how much the quadratic model falls, ``b . step / 2``.
-      lost_class: whether the last row of some class was removed.
+      lost_class: whether the last row of some class was removed, no part of it remaining.
     """
 
     optimality: Array
@@ -153,6 +157,7 @@ def prepare(
         raise ValueError(f"delta has shape {delta.shape}, but must be that of data.x.")
     n = data.y.shape[0]
     removed = jnp.zeros(n, bool) if removed is None else removed
+    _validate.forget_mask(removed, n, name="removed")
     kept = ~removed
     if rule.mode == "kkt":
         inner = inspect(loss_fn, params, data, delta, ball=ball, chunk=CHUNK)
@@ -276,11 +281,7 @@ def remove(
         params, memory = _by_matrix(*given, solver=solver)
     lost = memory.diagnostics.lost_class
     if _validate.known(lost) and lost:
-        warnings.warn(
-            "forget removes the last row of a class: the remaining problem is another one, far "
-            "from where the step is accurate. Retrain instead.",
-            stacklevel=2,
-        )
+        warnings.warn(LOST_CLASS, stacklevel=2)
     return params, memory
 
 
@@ -309,7 +310,7 @@ def _stepped(memory: Memory, data, forget, asked, b, out) -> tuple[Params, Memor
         iterations=out.iterations,
         curvature=out.curvature.astype(out.residual.dtype),
         decrease=decrease.astype(out.residual.dtype),
-        lost_class=_lost_class(data.y, memory.removed > 0, removed > 0),
+        lost_class=_lost_class(data.y, memory.removed >= 1, removed >= 1),
     )
     memory = memory._replace(
         removed=removed, gradient=b, diagnostics=diagnostics, status=out.status

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from jaxunlearn import _sharding, _validate, tree
 from jaxunlearn.methods.muter.remaining import refresh
-from jaxunlearn.methods.muter.stages import RULES, Memory, prepare, remove
+from jaxunlearn.methods.muter.stages import LOST_CLASS, RULES, Memory, prepare, remove
 from jaxunlearn.models.losses import cross_entropy
 from jaxunlearn.primitives.adversarial import PGDConfig, pgd
 from jaxunlearn.primitives.balls import Ball, L2Ball
@@ -154,7 +154,12 @@ def unlearner(
         _validate.forget_mask(forget, data.y.shape[0], removed=state.removed)
         asked = (forget & ~state.removed).any()
         if _validate.known(asked):
-            return _unlearn(key, state, data, forget, **fixed) if asked else state
+            if not asked:
+                return state
+            state = _unlearn(key, state, data, forget, **fixed)
+            if state.memory.diagnostics.lost_class:
+                warnings.warn(LOST_CLASS, stacklevel=2)
+            return state
         answer = functools.partial(_unlearn, key, state, data, forget, **fixed)
         return jax.lax.cond(asked, answer, lambda: state)
 
