@@ -58,6 +58,7 @@ def test_settings_touch_nothing_else():
         ("finetune.epochs.more=1", r"epochs has no fields"),
         ("finetune+pruning.rate=0.5", r"there is no 'rate'; there are pruning, then"),
         ("finetune+pruning.pruning=0.5", r"pruning must be of type PruningConfig"),
+        ("conmu.retain=0.9", r"Random. Set its fields: conmu.retain.low="),
         # Values out of range are refused by the method's own configuration.
         ("finetune.learning_rate=-1", r"learning_rate=-1.0 must be a finite number > 0"),
         ("finetune.learning_rate=nan", r"learning_rate=nan must be a finite number > 0"),
