@@ -143,8 +143,13 @@ def run_seed(task: Task, seed: int, records: Records, display, bar) -> None:
 
 def unlearner_of(task: Task, name: str) -> Unlearner:
     """The unlearner of a method, with the settings of the task."""
-    config = task.configs[name]
-    return registry.make(name, task.model, train=task.config.train, config=config)
+    config, train = task.configs[name], task.config.train
+    federation = getattr(config, "federation", None)
+    if federation is None:
+        return registry.make(name, task.model, train=train, config=config)
+    # Drawn here: what is compiled cannot look at the labels, which partitions by label do.
+    partition = federation.partition_of(task.splits.train.y)
+    return registry.get(name).make(task.model, train, config, partition=partition)
 
 
 def _original_name(name: str, config: Any) -> str:
