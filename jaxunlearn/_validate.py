@@ -43,6 +43,13 @@ def not_negative(**named: float) -> None:
             raise ValueError(f"{name}={value!r} must be a finite number >= 0.")
 
 
+def finite(**named: float) -> None:
+    """Every argument is a finite number."""
+    for name, value in named.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name}={value!r} must be a finite number.")
+
+
 def whole(minimum: int = 1, **named: int) -> None:
     """Every argument is an integer >= ``minimum``."""
     for name, value in named.items():

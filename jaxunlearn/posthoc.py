@@ -54,6 +54,7 @@ def posthoc(
     *,
     prune: PruningConfig | None = None,
     fit_params: Callable[[Array, Dataset], Params] | None = None,
+    passes: float | None = None,
     remember: Callable[[Array, Dataset], PyTree] | None = None,
 ) -> Unlearner:
     """An unlearner that trains ``model`` in the ordinary way and answers with ``update``.
@@ -65,7 +66,8 @@ def posthoc(
         pruning mask to stay within, what ``remember`` gave, or None.
       prune: train a pruned network and keep its mask ("X + pruning").
       fit_params: ``fit_params(key, data) -> params``, to train in another way than the ordinary
-        one; ``train.epochs`` passes over the data.
+        one.
+      passes: over the data that ``fit_params`` makes; ``train.epochs`` if None.
       remember: ``remember(key, data) -> memory``, with the key of ``fit``: what ``update`` needs
         beside the parameters. Not together with ``prune``.
 
@@ -89,7 +91,8 @@ def posthoc(
     def fit_state(key: Array, data: Dataset) -> State:
         n = data.y.shape[0]
         if fit_params is not None:
-            params, memory, epochs = fit_params(key, data), (), train.epochs
+            epochs = train.epochs if passes is None else passes
+            params, memory = fit_params(key, data), ()
         elif prune is None:
             params, memory, epochs = fit(key, model, data, config=train), (), train.epochs
             memory = memory if remember is None else remember(key, data)

@@ -6,7 +6,6 @@ have no rows here. With --out, what is done is kept and a run that was stopped g
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -15,16 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks import harness
-from benchmarks.tables.pcmu import SCORES, SECONDS, as_json, scores, three_times, timed
+from benchmarks.tables import _removal
+from benchmarks.tables._removal import Found, scores, three_times, timed
 from jaxunlearn import Dataset, TrainConfig, Unlearner, _progress, data, models, registry
-from jaxunlearn._files import atomic_write
-from jaxunlearn.audit.band import null_band
-from jaxunlearn.audit.intervals import mean_interval
 from jaxunlearn.baselines.federated import FedAvgConfig, FedEraserConfig, ReverseSGDConfig
-from jaxunlearn.experiments.environment import environment
 from jaxunlearn.experiments.records import Records
 from jaxunlearn.federated.federation import Federation
 from jaxunlearn.methods.ffmu import PAPER, FFMUConfig
@@ -99,21 +93,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = [name.strip() for name in options.requests.split(",")]
     if unknown := set(names) - set(REQUESTS):
         raise SystemExit(f"--requests {unknown}: there are {', '.join(REQUESTS)}.")
-    splits = harness.dataset("fashion_mnist", harness.Options(data_dir=options.data_dir))
-    if splits is None:
-        raise SystemExit("fashion_mnist is not prepared: give its folder with --data-dir.")
+    splits = _removal.fashion_mnist(options.data_dir)
     config = {k: getattr(options, k) for k in ("rows", "clients", "rounds", "model", "rate")}
     found = run(options, splits, names, Records(options.out, config) if options.out else None)
     console = Console()
     show(found, names, console if console.is_terminal else Console(width=150))
     if options.json is not None:
-        out = as_json(found, names, PAPER_ROWS) | {"environment": environment()}
-        out["options"] = config | {"seeds": options.seeds}
-        with atomic_write(options.json) as file:
-            file.write(json.dumps(out, indent=2, allow_nan=False).encode())
-
-
-Found = dict[tuple[str, str, str], list[float]]  # request, row, column: one value a seed
+        config |= {"seeds": options.seeds}
+        _removal.write(options.json, found, PAPER_ROWS, config)
 
 
 def methods(options: Options, num_classes: int) -> dict[str, Unlearner]:
@@ -194,7 +181,12 @@ def _one(name, unlearner: Unlearner, seed, names, rows, test, predict, first: bo
 
 def show(found: Found, names: list[str], console: Console) -> None:
     for name in names:
-        console.print(_drawn(found, name))
+        table = _removal.empty_table(name)
+        for row in ORDER:
+            _removal.add_rows(table, found, PAPER_ROWS, name, row)
+        for row in (RETRAIN, OWN):
+            _removal.add_band(table, found, name, row)
+        console.print(table)
         bounds = {c: np.mean(found[name, "FFMU", f"{c} bound"]) for c in BOUNDS}
         console.print(
             "FFMU, last round, sigma .1: provable bound of the removal "
@@ -211,33 +203,3 @@ def show(found: Found, names: list[str], console: Console) -> None:
 
 
 BOUNDS = ("removal", "client", "paper")
-
-
-def _drawn(found: Found, name: str) -> Table:
-    drawn = Table(title=f"Fashion-MNIST, {name} removed", title_justify="left")
-    heads = ("", "Accuracy", "Error_t", "Error_r", "Error_f", "AUC", "train s", "unlearn s")
-    for head in (*heads, "total s"):
-        drawn.add_column(head, justify="right" if head else "left", no_wrap=True)
-    for row in ORDER:
-        if paper := PAPER_ROWS.get(name, {}).get(row):
-            cells = [f"{value:.2f}" for value in paper[:4]]
-            drawn.add_row(f"{row} (paper)", *cells, "", *(f"{value:,}" for value in paper[4:]))
-        cells = []
-        for column in (*SCORES, *SECONDS):
-            value = mean_interval(found[name, row, column])
-            if column in SECONDS:
-                cells.append(f"{value.estimate:.2g}")
-            else:
-                digits = 3 if column == "auc" else 1
-                half = (value.high - value.low) / 2
-                cells.append(f"{value.estimate:.{digits}f} ±{half:.{digits}f}")
-        drawn.add_row(row, *cells, style="bold")
-    for row in (RETRAIN, OWN):
-        cells = []
-        for column in SCORES:
-            values = found[name, row, column]
-            if len(values) > 1:
-                band, digits = null_band(values), 3 if column == "auc" else 1
-                cells.append(f"{band.low:.{digits}f} – {band.high:.{digits}f}")
-        drawn.add_row(f"one more {row}, 95%", *cells, style="dim")
-    return drawn

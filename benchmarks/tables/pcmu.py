@@ -7,25 +7,18 @@ the sign for all three laws, so they are PCMU, bit for bit.
 """
 
 import dataclasses
-import json
 import pathlib
-import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks import harness
-from jaxunlearn import Dataset, TrainConfig, _progress, audit, data, fit, models, registry
-from jaxunlearn._files import atomic_write
-from jaxunlearn.audit.band import null_band
-from jaxunlearn.audit.intervals import mean_interval
-from jaxunlearn.experiments.environment import environment
+from benchmarks.tables import _removal
+from benchmarks.tables._removal import Found, scores, three_times, timed
+from jaxunlearn import Dataset, TrainConfig, _progress, data, fit, models, registry
 from jaxunlearn.methods.pcmu import PAPER, PCMUConfig, train
 from jaxunlearn.types import Array, Params
 
@@ -55,8 +48,6 @@ PAPER_ROWS = {
 }
 # How close to Retrain the paper says that PCMU is.
 CLAIM = {"accuracy": 1.0, "error_t": 1.0, "error_r": 4.0, "error_f": 1.0}
-SCORES = (*CLAIM, "auc")
-SECONDS = ("training_s", "unlearning_s", "total_s")
 RETRAIN, OWN = "Retrain", "Retrain, PCMU's rule"
 VARIANTS = {
     "PCMU": PCMUConfig(),
@@ -94,23 +85,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = [name.strip() for name in options.requests.split(",")]
     if unknown := set(names) - {*REQUESTS, "class"}:
         raise SystemExit(f"--requests {unknown}: there are {', '.join([*REQUESTS, 'class'])}.")
-    splits = harness.dataset("fashion_mnist", harness.Options(data_dir=options.data_dir))
-    if splits is None:
-        raise SystemExit("fashion_mnist is not prepared: give its folder with --data-dir.")
+    splits = _removal.fashion_mnist(options.data_dir)
     names = ["one class" if name == "class" else name for name in names]
     found = run(options, splits, names)
     console = Console()
     show(found, names, console if console.is_terminal else Console(width=150))
     if options.json is not None:
-        with atomic_write(options.json) as file:
-            out = as_json(found, names) | {"environment": environment()}
-            out["options"] = {
-                k: v for k, v in vars(options).items() if k not in ("json", "data_dir")
-            }
-            file.write(json.dumps(out, indent=2, allow_nan=False).encode())
-
-
-Found = dict[tuple[str, str, str], list[float]]  # request, row, column: one value a seed
+        config = {k: v for k, v in vars(options).items() if k not in ("json", "data_dir")}
+        _removal.write(options.json, found, PAPER_ROWS, config)
 
 
 def run(options: Options, splits: data.Splits, names: list[str]) -> Found:
@@ -170,25 +152,6 @@ def _request(key: Array, y: Array, name: str, seed: int) -> Array:
     return data.forget_random(key, y, REQUESTS[name])
 
 
-def timed(function: Callable, *args) -> tuple[Any, float]:
-    start = time.perf_counter()
-    result = jax.block_until_ready(function(*args))
-    return result, time.perf_counter() - start
-
-
-def three_times(training: float, unlearning: float) -> dict[str, float]:
-    return dict(zip(SECONDS, (training, unlearning, training + unlearning), strict=True))
-
-
-def scores(predict, params: Params, rows: Dataset, test: Dataset, forget: Array) -> dict:
-    logits = jnp.concatenate([predict(params, x) for x in jnp.split(rows.x, 4)])
-    at_test = jnp.concatenate([predict(params, x) for x in jnp.split(test.x, 10)])
-    result = audit.evaluate(logits, at_test, rows.y, test.y, forget)
-    errors = (1 - result.acc_test, 1 - result.acc_retain, 1 - result.acc_forget)
-    percent = [100 * float(value) for value in (result.acc_test, *errors)]
-    return dict(zip(CLAIM, percent, strict=True)) | {"auc": float(result.auc_forget_vs_test)}
-
-
 def order(found: Found) -> list[str]:
     """The rows: the yardstick, the row that does nothing, PCMU and its variants."""
     return [RETRAIN, "SGD, no unlearning", OWN, *VARIANTS]
@@ -206,7 +169,15 @@ def keeps_claim(gap: dict[str, float]) -> bool:
 
 def show(found: Found, names: list[str], console: Console) -> None:
     for name in names:
-        console.print(_drawn(found, name))
+        table = _removal.empty_table(name, "claim", "own")
+        for row in order(found):
+            kept = ["", ""]
+            if row not in (RETRAIN, OWN):
+                differences = (gaps(found, name, row, reference) for reference in (RETRAIN, OWN))
+                kept = ["yes" if keeps_claim(gap) else "no" for gap in differences]
+            _removal.add_rows(table, found, PAPER_ROWS, name, row, *kept)
+        _removal.add_band(table, found, name, RETRAIN)
+        console.print(table)
         any_rows, at_random = (np.mean(found[name, "PCMU", c]) for c in ("any", "random"))
         console.print(
             f"One step at PCMU's final parameters: {any_rows:.1%} of the coordinates certified "
@@ -219,53 +190,3 @@ def show(found: Found, names: list[str], console: Console) -> None:
         "against PCMU's own.\nThe paper trained on 60,000 rows for 120 epochs on other machines; "
         "its one-class row is LeNet on CIFAR-10."
     )
-
-
-def _drawn(found: Found, name: str) -> Table:
-    drawn = Table(title=f"Fashion-MNIST, {name} removed", title_justify="left")
-    heads = ("", "Accuracy", "Error_t", "Error_r", "Error_f", "AUC", "train s", "unlearn s")
-    for head in (*heads, "total s", "claim", "own"):
-        drawn.add_column(head, justify="right" if head else "left", no_wrap=True)
-    for row in order(found):
-        if paper := PAPER_ROWS.get(name, {}).get(row):
-            cells = [f"{value:.2f}" for value in paper[:4]]
-            drawn.add_row(f"{row} (paper)", *cells, "", *(f"{value:,}" for value in paper[4:]))
-        cells = []
-        for column in (*SCORES, *SECONDS):
-            value = mean_interval(found[name, row, column])
-            if column in SECONDS:
-                cells.append(f"{value.estimate:.2g}")
-            else:
-                digits = 3 if column == "auc" else 1
-                half = (value.high - value.low) / 2
-                cells.append(f"{value.estimate:.{digits}f} ±{half:.{digits}f}")
-        kept = ["", ""]
-        for i, reference in enumerate((RETRAIN, OWN)):
-            if row not in (RETRAIN, OWN):
-                kept[i] = "yes" if keeps_claim(gaps(found, name, row, reference)) else "no"
-        drawn.add_row(row, *cells, *kept, style="bold")
-    cells = []
-    for column in SCORES:
-        values = found[name, RETRAIN, column]
-        if len(values) < 2:
-            cells.append("")
-            continue
-        band = null_band(values)
-        digits = 3 if column == "auc" else 1
-        cells.append(f"{band.low:.{digits}f} – {band.high:.{digits}f}")
-    drawn.add_row("one more Retrain, 95%", *cells, style="dim")
-    return drawn
-
-
-def as_json(found: Found, names: list[str], papers: dict = PAPER_ROWS) -> dict[str, Any]:
-    metrics = {}
-    for (name, row, column), values in found.items():
-        value = mean_interval(values)
-        bounds = [None if np.isnan(v) else v for v in (value.low, value.high)]
-        metrics[f"{name}.{row}.{column}"] = {"mean": value.estimate, "interval": bounds}
-    paper = {
-        f"{name}.{row}": dict(zip((*CLAIM, *SECONDS), values, strict=True))
-        for name, block in papers.items()
-        for row, values in block.items()
-    }
-    return {"metrics": metrics, "paper": paper}

@@ -38,8 +38,9 @@ def main(folder: str) -> None:
         driver.get(page.resolve().as_uri())
         Select(driver.find_element("id", "along")).select_by_value("conmu alpha")
         panel = driver.find_elements("css selector", "svg.panel")[1]
-        point = panel.find_element("css selector", "g.point.conmu.front")
-        ActionChains(driver).move_to_element(point).perform()
+        marks = panel.find_elements("css selector", "g.point.conmu.front .mark")
+        lowest = max(marks, key=lambda mark: mark.rect["y"])  # none of fine-tuning's lies on it
+        ActionChains(driver).move_to_element(lowest).perform()
         picture = Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB")
     finally:
         driver.quit()

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxunlearn import _validate
 from jaxunlearn.types import Array, PyTree
@@ -76,10 +77,7 @@ def function_gap_bound(distance: Array | float, sigma: float) -> Array:
       0.383
     """
     _validate.positive(sigma=sigma)
-    distance = _checked(distance)
-    up = jnp.asarray(distance, jnp.float32) * (1 + SLACK)
-    found = jax.scipy.special.erf(up / (2 * math.sqrt(2) * sigma))
-    return jnp.minimum(1.0, found * (1 + SLACK))
+    return _variation(_checked(distance), sigma)
 
 
 def linear_gap_bound(distance: Array | float, sigma: float) -> Array:
@@ -133,17 +131,29 @@ def ffmu_paper_bound(
 def distances(updates: PyTree, center: PyTree) -> Array:
     """``float32[K]``: L2 distances of stacked updates ``[K, ...]`` to one, rounded up.
 
+    Raises:
+      ValueError: leaves of the two that do not fit each other.
+
     Example:
       >>> [round(float(d), 3) for d in distances(jnp.array([[1.0], [4.0]]), jnp.array([2.0]))]
       [1.0, 2.0]
     """
+    shapes = lambda tree, first: [jnp.shape(leaf)[first:] for leaf in jax.tree.leaves(tree)]
+    same = jax.tree.structure(updates) == jax.tree.structure(center)
+    if not same or shapes(updates, 1) != shapes(center, 0):
+        raise ValueError(
+            f"one update has leaves of shapes {shapes(updates, 1)}, but what it is compared with "
+            f"has {shapes(center, 0)}: both must be gradients of the same parameters."
+        )
     wide = lambda u: u.astype(jnp.promote_types(u.dtype, jnp.float32))
 
     def squares(u, c):
+        u, c = jnp.asarray(u), jnp.asarray(c)
         return jnp.sum(jnp.square(wide(u) - wide(c)[None]), axis=tuple(range(1, u.ndim)))
 
     total = sum(jax.tree.leaves(jax.tree.map(squares, updates, center)))
-    return jnp.sqrt(total) * (1 + SLACK)
+    # The root of 0 has no derivative: a client at the centre would make all derivatives NaN.
+    return jnp.sqrt(jnp.where(total == 0, 1, total)) * (total != 0) * (1 + SLACK)
 
 
 def diameter(updates: PyTree) -> Array:
@@ -155,6 +165,7 @@ def diameter(updates: PyTree) -> Array:
       >>> round(float(diameter(jnp.array([[1.0], [4.0], [2.0]]))), 3)
       3.0
     """
+    updates = jax.tree.map(jnp.asarray, updates)
     count = jax.tree.leaves(updates)[0].shape[0]
     from_one = lambda k: distances(updates, jax.tree.map(lambda u: u[k], updates)).max()
     return jax.lax.map(from_one, jnp.arange(count)).max()
@@ -174,10 +185,11 @@ def client_certificate(
     Returns:
       A :class:`GapCertificate` with one bound for each client.
 
-    Guarantee: ``bound`` is provable for all inputs at once; ``paper`` as stated.
+    Guarantee: ``bound`` is provable for all inputs at once; ``paper`` as stated. An update that is
+      not finite has bound 1, and makes ``paper`` NaN, which counts as vacuous.
 
     Raises:
-      ValueError: fewer than two clients; sigma not above 0.
+      ValueError: fewer than two clients; sigma or C not above 0; a mean of another shape.
 
     Example:
       >>> found = client_certificate(jnp.array([[0.0], [2.0]]), jnp.array([1.0]), 0.1)
@@ -185,7 +197,8 @@ def client_certificate(
       ([True, True], True)
     """
     clients = jax.tree.leaves(updates)[0].shape[0]
-    paper = ffmu_paper_bound(clients, diameter(updates), sigma, lipschitz=lipschitz)
+    # Linear in d, which is NaN where an update is.
+    paper = ffmu_paper_bound(clients, 1.0, sigma, lipschitz=lipschitz) * diameter(updates)
     return _certificate(distances(updates, mean), sigma, paper)
 
 
@@ -195,7 +208,8 @@ def leaving_certificate(
     """How far the server's smoothed model of a round is from the same round without one client.
 
     Without client k the weighted mean moves by ``w_k (G_k - G) / (W - w_k)`` exactly, so what
-    :func:`client_certificate` found is enough, for every client.
+    :func:`client_certificate` found is enough, for every client. W is the weight of the clients
+    whose updates are finite: the server leaves the others out of G.
 
     Args:
       certificate: of the round, with G the weighted mean.
@@ -204,14 +218,19 @@ def leaving_certificate(
 
     Returns:
       A :class:`GapCertificate` with one bound for the removal of each client. A client that is
-      alone has no mean without it: bound 1.
+      alone has no mean without it, and one whose update is not finite no distance: bound 1.
+
+    Raises:
+      ValueError: weights that are not one number >= 0 for each client; sigma not above 0.
 
     Example:
       >>> found = client_certificate(jnp.array([[0.0], [2.0]]), jnp.array([1.0]), 1.0)
       >>> leaving_certificate(found, jnp.array([1.0, 1.0]), 1.0).distance.round(3).tolist()
       [1.0, 1.0]
     """
-    others = jnp.sum(weights) - weights
+    _validate.positive(sigma=sigma)
+    weights = _weights(weights, certificate.distance)
+    others = jnp.sum(jnp.where(jnp.isfinite(certificate.distance), weights, 0)) - weights
     share = weights / jnp.where(others > 0, others, 1)
     moved = jnp.where(others > 0, share * certificate.distance, jnp.float32(1e30))
     return _certificate(moved, sigma, certificate.paper)
@@ -234,19 +253,20 @@ def removal_certificate(
     Guarantee: provable for all inputs at once, of this round.
 
     Raises:
-      ValueError: sigma not above 0.
+      ValueError: sigma not above 0; gradients of different shapes.
 
     Example:
       >>> found = removal_certificate(jnp.array([0.3, 0.0]), jnp.array([0.3, 0.1]), 1.0)
       >>> round(float(found.bound), 4), bool(found.vacuous)
       (0.0399, False)
     """
-    stacked = jax.tree.map(lambda u: u[None], before)
+    _validate.positive(sigma=sigma)
+    stacked = jax.tree.map(lambda u: jnp.asarray(u)[None], before)
     return _certificate(distances(stacked, after)[0], sigma, jnp.float32(paper))
 
 
 def _certificate(distance: Array, sigma: float, paper: Array) -> GapCertificate:
-    bound = function_gap_bound(distance, sigma)
+    bound = _variation(distance, sigma)
     bound = jnp.where(jnp.isnan(bound), 1.0, bound)  # a gradient that is not finite: no claim
     return GapCertificate(
         distance=jnp.asarray(distance, jnp.float32),
@@ -255,6 +275,25 @@ def _certificate(distance: Array, sigma: float, paper: Array) -> GapCertificate:
         paper=jnp.asarray(paper, jnp.float32),
         paper_vacuous=~(jnp.asarray(paper) <= VACUOUS),
     )
+
+
+def _variation(distance: Array | float, sigma: float) -> Array:
+    up = jnp.asarray(distance, jnp.float32) * (1 + SLACK)
+    found = jax.scipy.special.erf(up / (2 * math.sqrt(2) * sigma))
+    return jnp.minimum(1.0, found * (1 + SLACK))
+
+
+def _weights(weights: Array, each: Array) -> Array:
+    weights = jnp.asarray(weights, jnp.float32)
+    if weights.shape != each.shape:
+        raise ValueError(
+            f"weights has shape {weights.shape}, but must be {each.shape}: one for each client."
+        )
+    if _validate.known(weights):
+        values = np.asarray(weights)
+        if not (np.isfinite(values) & (values >= 0)).all():
+            raise ValueError(f"weights={values.tolist()} must be finite and >= 0.")
+    return weights
 
 
 def _checked(distance):

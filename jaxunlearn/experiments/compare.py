@@ -143,8 +143,13 @@ def run_seed(task: Task, seed: int, records: Records, display, bar) -> None:
 
 def unlearner_of(task: Task, name: str) -> Unlearner:
     """The unlearner of a method, with the settings of the task."""
-    config = task.configs[name]
-    return registry.make(name, task.model, train=task.config.train, config=config)
+    config, train = task.configs[name], task.config.train
+    federation = getattr(config, "federation", None)
+    if federation is None:
+        return registry.make(name, task.model, train=train, config=config)
+    # Drawn here: what is compiled cannot look at the labels, which partitions by label do.
+    partition = federation.partition_of(task.splits.train.y)
+    return registry.get(name).make(task.model, train, config, partition=partition)
 
 
 def trainer_of(task: Task, name: str) -> Unlearner:
@@ -197,10 +202,19 @@ def reference_record(task: Task, request: Request, references: References) -> di
     return jsonable(record)
 
 
-def _scalars(certificate: Any) -> dict[str, float]:
-    """The numbers in a certificate; what it says of single parameters stays in the state."""
-    fields = certificate._asdict() if hasattr(certificate, "_asdict") else {}
-    return {name: value.item() for name, value in fields.items() if jnp.ndim(value) == 0}
+def certificate_numbers(certificate: Any) -> dict[str, float]:
+    """The numbers in a certificate, by name; of one in another as ``removal.bound``.
+
+    What it says of single parameters or clients stays in the state.
+    """
+    found = {}
+    for name, value in (certificate._asdict() if hasattr(certificate, "_asdict") else {}).items():
+        if hasattr(value, "_asdict"):
+            within = certificate_numbers(value)
+            found |= {f"{name}.{inner}": number for inner, number in within.items()}
+        elif jnp.ndim(value) == 0:
+            found[name] = value.item()
+    return found
 
 
 def frm_terms(references: References) -> Array:
@@ -246,7 +260,7 @@ def method_record(
         "n_params": tree.size(state.params),
         "hparams": dataclasses.asdict(config),
         "status": Status(int(state.status)).name,
-        "certificate": _scalars(state.certificate),
+        "certificate": certificate_numbers(state.certificate),
         **scores,
         **{f"{score}_before": original.scores[score] for score in BEFORE},
         "train_s": original.train_s,

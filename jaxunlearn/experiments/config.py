@@ -151,7 +151,11 @@ def replace_at(config: Any, path: str, text: str, setting: str) -> Any:
         value = float(value)
     if type(value) not in allowed:
         names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in allowed)
-        raise ValueError(f"settings={setting!r}: {name} must be of type {names}.")
+        hint = ""
+        if dataclasses.is_dataclass(old):
+            inner = dataclasses.fields(old)[0].name
+            hint = f" Set its fields: {setting.partition('=')[0]}.{inner}=..."
+        raise ValueError(f"settings={setting!r}: {name} must be of type {names}.{hint}")
     return dataclasses.replace(config, **{name: value})
 
 

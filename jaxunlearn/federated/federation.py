@@ -1,19 +1,21 @@
 """Who takes part and for how long, as one hashable description: what federated methods share."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import _validate
+from jaxunlearn import _sharding, _validate
 from jaxunlearn.federated import partition as partitions
 from jaxunlearn.federated.clients import Clients, gather
 from jaxunlearn.federated.partition import Partition
 from jaxunlearn.federated.rounds import FederatedConfig, Rule, Server, advance, begin
 from jaxunlearn.models.losses import cross_entropy
+from jaxunlearn.posthoc import Update, posthoc
 from jaxunlearn.training.config import TrainConfig
 from jaxunlearn.training.fit import check_model
-from jaxunlearn.types import Array, Dataset, Model
+from jaxunlearn.types import Array, Dataset, Model, Params, Unlearner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +63,11 @@ class Federation:
         for name in ("rounds", "participants", "chunk"):
             if getattr(self, name) is not None:
                 _validate.whole(**{name: getattr(self, name)})
+        if self.participants is not None and self.participants > self.clients:
+            raise ValueError(
+                f"participants={self.participants} is more than clients={self.clients}: leave it "
+                "at None for all of them."
+            )
 
     def partition_of(self, y: Array) -> Partition:
         """The partition of these labels; ``iid`` looks at their number only."""
@@ -77,6 +84,19 @@ class Federation:
         rounds = self.rounds or -(-local.epochs // self.local_epochs)
         local = dataclasses.replace(local, epochs=self.local_epochs, progress=False)
         return FederatedConfig(rounds, local, self.participants, self.chunk)
+
+    def passes(self, train: TrainConfig) -> float:
+        """Passes over all rows of a whole training, up to the choice of clients.
+
+        Args:
+          train: gives the epochs, where ``rounds`` is None.
+
+        Example:
+          >>> Federation(clients=10, participants=5).passes(TrainConfig(epochs=30))
+          15.0
+        """
+        share = (self.participants or self.clients) / self.clients
+        return self.config(train).rounds * self.local_epochs * share
 
 
 def dealt(
@@ -108,7 +128,15 @@ def dealt(
 
 
 def trained(
-    key: Array, model: Model, data: Dataset, clients: Clients, config: FederatedConfig, rule: Rule
+    key: Array,
+    model: Model,
+    data: Dataset,
+    federation: Federation,
+    local: TrainConfig,
+    rule: Rule,
+    *,
+    partition: Partition | None = None,
+    keep: Array | None = None,
 ) -> Server:
     """A whole federated training from the model's own initialisation.
 
@@ -116,27 +144,59 @@ def trained(
       key: the first half draws the initial parameters, which do not depend on any row's values,
         the second everything else.
       model: what to train.
-      data: rows of all, to check that they fit the model.
-      clients: the same rows dealt out.
-      config, rule: of the training.
+      data: rows of all.
+      federation: clients and rounds.
+      local: how a client trains.
+      rule: of the training.
+      partition, keep: as in :func:`dealt`.
 
     Raises:
-      ValueError: rows or labels that do not fit the model.
+      ValueError: rows or labels that do not fit the model; a partition that does not fit.
 
     Example:
       >>> from jaxunlearn import models
       >>> from jaxunlearn.federated import FEDAVG
       >>> data = Dataset(jnp.array([[-1.0], [1.0]] * 2), jnp.array([0, 1] * 2))
-      >>> clients = dealt(data, Federation(clients=2), None)
-      >>> config = FederatedConfig(rounds=2)
       >>> server = trained(
-      ...     jax.random.key(0), models.logistic(2), data, clients, config, FEDAVG
+      ...     jax.random.key(0), models.logistic(2), data, Federation(2), TrainConfig(4), FEDAVG
       ... )
       >>> int(server.round)
       2
     """
+    data = _sharding.automatic(data)
+    clients, config = dealt(data, federation, partition, keep), federation.config(local)
     check_model(key, model, data)
     init_key, train_key = jax.random.split(key)
     params = model.init(init_key, jnp.zeros_like(data.x[:1]))
     server = begin(params, clients.number.shape[0], rule=rule)
     return advance(train_key, cross_entropy(model.apply), server, clients, config=config, rule=rule)
+
+
+def retraining(
+    model: Model, train: TrainConfig, server: Callable[..., Server], passes: float
+) -> Unlearner:
+    """A federated training as an unlearner: a request runs it again without the rows.
+
+    Args:
+      model: what is trained.
+      train: how.
+      server: ``server(key, model, data, keep=None) -> Server``, the training.
+      passes: over the rows, of a training.
+
+    Guarantee: exact, if rows that are not kept leave no trace in ``server``.
+
+    Example:
+      >>> from jaxunlearn import models
+      >>> from jaxunlearn.baselines.federated import fedavg
+      >>> method = retraining(models.logistic(2), TrainConfig(), fedavg, passes=30.0)
+    """
+
+    def fit_params(key: Array, data: Dataset, keep: Array | None = None) -> Params:
+        return server(key, model, data, keep=keep).params
+
+    def update(key, params, data, request, mask):
+        del params, mask
+        kept = request.retain
+        return Update(fit_params(key, data, kept), passes * jnp.sum(kept))
+
+    return posthoc(model, train, update, fit_params=fit_params, passes=passes)

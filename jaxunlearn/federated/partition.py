@@ -48,13 +48,14 @@ def of_lists(lists) -> Partition:
       lists: K sequences of row numbers that together name every row of ``0..n - 1`` once.
 
     Raises:
-      ValueError: a client without rows; a row that no client or more than one owns.
+      ValueError: a client without rows; a row that no client or more than one owns; numbers that
+        are not integers.
 
     Example:
       >>> of_lists([[0, 3], [1, 2, 4]]).rows.tolist()
       [[0, 3, 0], [1, 2, 4]]
     """
-    lists = [np.asarray(rows, np.int64) for rows in lists]
+    lists = [np.asarray(rows) for rows in lists]
     if not lists:
         raise ValueError("lists=[] has no clients: give one list of row numbers for each.")
     empty = [k for k, rows in enumerate(lists) if rows.size == 0]
@@ -63,6 +64,12 @@ def of_lists(lists) -> Partition:
             f"clients {empty[:5]} of {len(lists)} have no rows: use fewer clients, a larger alpha, "
             "or another seed."
         )
+    for k, rows in enumerate(lists):
+        if rows.ndim != 1 or not np.issubdtype(rows.dtype, np.integer):
+            raise ValueError(
+                f"lists[{k}] has shape {rows.shape} and dtype {rows.dtype}, but must be row "
+                "numbers: int[m]."
+            )
     counts = np.array([rows.size for rows in lists], np.int32)
     everyone = np.sort(np.concatenate(lists))
     if not np.array_equal(everyone, np.arange(everyone.size)):

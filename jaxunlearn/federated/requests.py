@@ -51,6 +51,7 @@ def forget_rows(partition: Partition, client: int, rows) -> Array:
     rows, own = np.atleast_1d(np.asarray(rows)), _rows(partition, client)
     if rows.ndim != 1 or (rows.size and not np.issubdtype(rows.dtype, np.integer)):
         raise ValueError(f"rows has shape {rows.shape} and dtype {rows.dtype}, but must be int[k].")
+    rows = rows.astype(np.int64)  # none at all are an empty array of floats
     strange = np.setdiff1d(rows, own)
     if strange.size:
         raise ValueError(
@@ -67,13 +68,13 @@ def forget_class(partition: Partition, y, label: int, *, clients=None) -> Array:
       partition: who owns what.
       y: ``int[n]`` labels.
       label: the class.
-      clients: numbers of the clients that ask; all if None.
+      clients: number or numbers of the clients that ask; all if None.
 
     Returns:
       ``bool[n]``.
 
     Raises:
-      ValueError: these clients have no such row.
+      ValueError: no client, or clients that have no such row.
 
     Example:
       >>> from jaxunlearn.federated import partition
@@ -84,7 +85,10 @@ def forget_class(partition: Partition, y, label: int, *, clients=None) -> Array:
     y = np.asarray(y)
     if y.shape != (partition.n,):
         raise ValueError(f"y has shape {y.shape}, but must be ({partition.n},): one for each row.")
-    clients = range(len(partition.counts)) if clients is None else list(clients)
+    everyone = range(len(partition.counts))
+    clients = everyone if clients is None else np.atleast_1d(clients).tolist()
+    if not clients:
+        raise ValueError("clients=[] names no client: leave it at None for all of them.")
     rows = np.concatenate([_rows(partition, client) for client in clients])
     rows = rows[y[rows] == label]
     if rows.size == 0:

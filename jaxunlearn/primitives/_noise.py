@@ -70,6 +70,21 @@ def checked(sigma: float, lam: float | None, noise: str) -> float:
     return lam
 
 
+def traceable(sigma, lam, noise: str):
+    """The same of a ``sigma`` and a ``lam`` that may be traced: checked where they are known."""
+    if _validate.known(sigma) and _validate.known(lam):
+        return checked(sigma, lam, noise)
+    _validate.one_of(laws.NOISES, noise=noise)
+    return sigma**2 if lam is None else lam
+
+
+def finite(g: PyTree) -> PyTree:
+    """Gradients as arrays, checked."""
+    g = jax.tree.map(jnp.asarray, g)
+    check_finite(g)
+    return g
+
+
 def check_finite(g: PyTree, *, name: str = "g") -> None:
     """Gradients whose values are known are finite."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(g):

@@ -73,8 +73,10 @@ def kl_of_logs(log_p: Array, log_q: Array) -> Array:
       0.0
     """
     p = jnp.exp(log_p)
-    # Rounding can take a sum whose terms cancel just below 0.
-    return jnp.maximum(jnp.where(p > 0, p * (log_p - log_q), 0).sum(-1), 0)
+    total = jnp.where(p > 0, p * (log_p - log_q), 0).sum(-1)
+    # Rounding can take a sum whose terms cancel just below 0. A constant lifts it: a maximum would
+    # halve or lose the derivatives where the two agree, and with them the Fisher matrix.
+    return total + jax.lax.stop_gradient(jnp.maximum(-total, 0))
 
 
 def jensen_shannon_of_logs(log_p: Array, log_q: Array) -> Array:

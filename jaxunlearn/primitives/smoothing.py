@@ -129,9 +129,7 @@ def smooth_quantize(
       >>> found.q.tolist(), [round(float(r), 3) for r in found.radius_exact]
       ([0, 1], [0.939, 1.031])
     """
-    lam = _noise.checked(sigma, lam, noise)
-    g = jax.tree.map(jnp.asarray, g)
-    _noise.check_finite(g)
+    lam, g = _noise.checked(sigma, lam, noise), _noise.finite(g)
     leaves, structure = jax.tree.flatten(g)
     done = [
         _smooth_quantize(
@@ -212,12 +210,7 @@ def expected_quantize(
       >>> [round(float(q), 3) for q in expected_quantize(jnp.array([0.0, 0.1, 9.0]), 0.1, 0.01)]
       [0.0, 0.682, 1.0]
     """
-    if _validate.known(sigma) and _validate.known(lam):
-        _noise.checked(sigma, lam, noise)
-    _validate.one_of(NOISES, noise=noise)
-    lam = sigma**2 if lam is None else lam
-    g = jax.tree.map(jnp.asarray, g)
-    _noise.check_finite(g)
+    lam, g = _noise.traceable(sigma, lam, noise), _noise.finite(g)
 
     def expected(leaf):
         wide = _wide(leaf)
@@ -256,12 +249,7 @@ def sample_quantize(
       >>> bool(abs(draw.mean() - 0.682) < 0.1)
       True
     """
-    if _validate.known(sigma) and _validate.known(lam):
-        _noise.checked(sigma, lam, noise)
-    _validate.one_of(NOISES, noise=noise)
-    lam = sigma**2 if lam is None else lam
-    g = jax.tree.map(jnp.asarray, g)
-    _noise.check_finite(g)
+    lam, g = _noise.traceable(sigma, lam, noise), _noise.finite(g)
     leaves, structure = jax.tree.flatten(g)
     keys = jax.random.split(key, len(leaves))
 
@@ -315,9 +303,7 @@ def monte_carlo_quantize(
       >>> found.q.tolist(), bool(found.radius[0] < 0.2)
       ([1], True)
     """
-    lam = _noise.checked(sigma, lam, noise)
-    g = jax.tree.map(jnp.asarray, g)
-    _noise.check_finite(g)
+    lam, g = _noise.checked(sigma, lam, noise), _noise.finite(g)
     _validate.whole(samples=samples)
     _validate.fraction(alpha=alpha)
     leaves, structure = jax.tree.flatten(g)

@@ -180,6 +180,15 @@ def test_fedavg_without_rows_is_a_federation_without_them():
     assert state.grads == 6 * int((~forget).sum())
 
 
+def test_fedavg_says_what_its_own_rounds_cost():
+    rounds = dataclasses.replace(FEDERATION, rounds=2, participants=1)
+    method = fedavg_unlearner(MODEL, TRAIN, FedAvgConfig(rounds), partition=PART)
+    state = method.fit(KEY, DATA)
+    assert float(state.grads) == 2 * 2 * N / K  # rounds, local epochs; a client of K
+    after = method.unlearn(AGAIN, state, DATA, REQUESTS["a client"])
+    assert float(after.grads) == 2 * 2 * (N - PART.counts[1]) / K
+
+
 def test_fedavg_with_server_momentum():
     plain, moved = FedAvgConfig(FEDERATION), FedAvgConfig(FEDERATION, server_momentum=0.5)
     assert plain.rule is FEDAVG and moved.rule.server is moved.rule.server

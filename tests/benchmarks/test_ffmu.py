@@ -61,7 +61,7 @@ def test_soundness_counts_violations(monkeypatch):
 @pytest.mark.slow
 def test_table(capsys, tmp_path, monkeypatch):
     splits = data.load("digits")
-    monkeypatch.setattr(table.harness, "dataset", lambda name, options: splits)
+    monkeypatch.setattr(table._removal.harness, "dataset", lambda name, options: splits)
     how = "--rows 120 --clients 3 --rounds 2 --seeds 2 --model logistic --requests 20%"
     how = [*how.split(), "--out", str(tmp_path / "kept")]
     table.main([*how, "--json", str(tmp_path / "table.json")])

@@ -1,5 +1,7 @@
 """PCMU's benchmark judges rightly: its attempts find what is not certified."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -56,14 +58,14 @@ def test_attempts_succeed_against_wrong_certificates(case, monkeypatch):
 
 def test_table(capsys, tmp_path, monkeypatch):
     splits = data.load("digits")
-    monkeypatch.setattr(table.harness, "dataset", lambda name, options: splits)
+    monkeypatch.setattr(table._removal.harness, "dataset", lambda name, options: splits)
     monkeypatch.setattr(table, "VARIANTS", {"PCMU": table.VARIANTS["PCMU"]})
     path = tmp_path / "table.json"
     how = "--rows 200 --epochs 2 --seeds 2 --model logistic --requests 20%,class"
     table.main([*how.split(), "--json", str(path)])
     printed = capsys.readouterr().out
     assert "SGD, no unlearning" in printed and "PCMU (paper)" in printed
-    found = table.json.loads(path.read_text())["metrics"]
+    found = json.loads(path.read_text())["metrics"]
     error = found["one class.Retrain.error_f"]
     assert error == {"mean": 100.0, "interval": [100.0, 100.0]}  # a class it never saw
     accuracy, error = (found[f"20%.PCMU.{c}"]["mean"] for c in ("accuracy", "error_t"))

@@ -117,6 +117,36 @@ def test_a_client_that_was_alone_leaves_nothing():
     assert alone.bound[1:].tolist() == [0.0] * 5
 
 
+@pytest.mark.parametrize("how", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_a_client_that_was_left_out_counts_for_nothing_when_another_leaves(how):
+    """The server leaves out what is not finite: the others' shares are larger without it."""
+    updates = {"w": UPDATES["w"].at[2, 1, 0].set(jnp.nan)}
+    rest, counts = np.delete(FLAT, 2, 0), np.delete(COUNTS, 2)
+    total = np.average(rest, axis=0, weights=counts)
+    mean = {"w": jnp.asarray(total.reshape(4, 2), jnp.float32)}
+    each = how(lambda u: client_certificate(u, mean, 1.0))(updates)
+    found = how(lambda c: leaving_certificate(c, jnp.asarray(COUNTS), 1.0))(each)
+    for certificate in (each, found):
+        assert certificate.bound[2] == 1 and certificate.vacuous[2] and certificate.paper_vacuous
+    for i, k in enumerate((0, 1, 3, 4, 5)):
+        without = np.average(np.delete(rest, i, 0), axis=0, weights=np.delete(counts, i))
+        expected = np.linalg.norm(total - without)
+        np.testing.assert_allclose(found.distance[k], expected, rtol=1e-4)
+        assert found.distance[k] >= expected
+
+
+def test_numpy_updates_and_derivatives():
+    """What a server of its own has; and a derivative where a client is the mean itself."""
+    mean = np.asarray(UPDATES["w"][0])
+    found = client_certificate({"w": np.asarray(UPDATES["w"])}, {"w": mean}, 1.0)
+    np.testing.assert_array_equal(found.bound, client_certificate(UPDATES, {"w": mean}, 1.0).bound)
+    both = lambda u: (lambda c: c.bound.sum() + c.paper)(client_certificate(u, mean, 2.0))
+    slope = jax.grad(both)(UPDATES["w"])
+    step = 1e-2 * jnp.asarray(np.random.default_rng(1).normal(size=slope.shape)).at[0].set(0.0)
+    expected = both(UPDATES["w"] + step) - both(UPDATES["w"] - step)
+    np.testing.assert_allclose(2 * jnp.vdot(slope, step), expected, rtol=1e-2)
+
+
 def test_vacuous_bounds_say_so():
     mean = {"w": UPDATES["w"].mean(0)}
     assert client_certificate(UPDATES, mean, 0.1).vacuous.all()
@@ -144,6 +174,21 @@ BAD = {
         "clients=1 must be at least 2",
     ),
     "distance": (lambda: function_gap_bound(-1.0, 1.0), "distance=-1.0 must be finite and >= 0"),
+    "shapes": (  # which broadcast to a distance of 0
+        lambda: removal_certificate(jnp.ones((2, 1)), jnp.ones((1, 2)), 1.0),
+        r"shapes \[\(2, 1\)\].*\[\(1, 2\)\]",
+    ),
+    "leaves": (lambda: client_certificate({"w": jnp.ones((3, 2))}, jnp.ones(2), 1.0), "leaves"),
+    "few weights": (
+        lambda: leaving_certificate(client_certificate(jnp.eye(3), jnp.ones(3), 1.0), [1, 1], 1.0),
+        r"weights has shape \(2,\), but must be \(3,\)",
+    ),
+    "weights below 0": (
+        lambda: leaving_certificate(
+            client_certificate(jnp.eye(3), jnp.ones(3), 1.0), [-1, 5, 1], 1.0
+        ),
+        r"weights=\[-1.0, 5.0, 1.0\] must be finite and >= 0",
+    ),
     "C": (lambda: ffmu_paper_bound(2, 1.0, 1.0, lipschitz=0.0), "lipschitz=0.0"),
 }
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from typing import NamedTuple
 
 import chex
@@ -21,6 +22,7 @@ from jaxunlearn.baselines import (
     WoodFisherConfig,
 )
 from jaxunlearn.baselines.federated import FedAvgConfig, FedEraserConfig, ReverseSGDConfig
+from jaxunlearn.experiments.compare import certificate_numbers
 from jaxunlearn.federated.federation import Federation
 from jaxunlearn.methods.conmu import OFFICIAL, PAPER, ConMUConfig
 from jaxunlearn.methods.ffmu import FFMUConfig
@@ -232,6 +234,16 @@ def test_survives_the_disk(case, tmp_path):
     restored = checkpoint.restore(tmp_path / "state", like)
     chex.assert_trees_all_equal(restored, case.once)
     chex.assert_trees_all_equal_shapes_and_dtypes(restored, case.once)
+
+
+def test_its_certificate_can_be_recorded(case):
+    """Numbers by name; where something is certified there are some."""
+    found = certificate_numbers(case.once.certificate)
+    json.dumps(found)
+    assert bool(found) == registry.get(case.name).guarantee.startswith("certified")
+    if case.name == "ffmu":
+        gap = case.once.certificate.removal.bound
+        assert found["removal.bound"] == float(gap) > 0 and "clients.bound" not in found
 
 
 def test_predict_takes_any_batch_and_sees_each_row_alone(case):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 import zlib
 
 import jax
@@ -22,6 +23,7 @@ from jaxunlearn.experiments import CompareConfig, Records, compare, measure, rea
 from jaxunlearn.experiments import compare as compare_function
 from jaxunlearn.experiments.records import locked
 from jaxunlearn.experiments.timing import Compiler
+from jaxunlearn.federated.federation import Federation
 from jaxunlearn.training import PruningConfig
 
 module = sys.modules[compare_function.__module__]
@@ -358,3 +360,28 @@ class TestCompiler:
         x = jax.numpy.ones((256, 256))
         done = Compiler().run("product", lambda x: x @ x, x)
         assert done.peak_bytes is None or 2 * x.nbytes <= done.peak_bytes < 3 * x.nbytes
+
+
+FEDERATED = [name for name, row in registry.METHODS.items() if hasattr(row.config, "federation")]
+
+
+@pytest.mark.parametrize("name", FEDERATED)
+def test_clients_by_label_are_dealt_before_anything_is_compiled(name):
+    """A compiled training cannot look at the labels; only shapes are computed here."""
+    federation = Federation(clients=3, partition="dirichlet", alpha=5.0)
+    config = dataclasses.replace(registry.get(name).config, federation=federation)
+    model, splits = models.logistic(2), data.load("breast_cancer")
+    train = TrainConfig(epochs=2)
+    task = types.SimpleNamespace(
+        configs={name: config},
+        model=model,
+        splits=splits,
+        config=types.SimpleNamespace(train=train),
+    )
+    made = module.unlearner_of(task, name)
+    key, forget = jax.random.key(0), jnp.arange(len(splits.train.y)) == 3
+    state = jax.eval_shape(made.fit, key, splits.train)
+    assert jax.eval_shape(made.unlearn, key, state, splits.train, forget).removed.shape
+    plain = registry.make(name, model, train=train, config=config)
+    with pytest.raises(ValueError, match="kind='dirichlet' looks at the labels"):
+        jax.eval_shape(plain.fit, key, splits.train)

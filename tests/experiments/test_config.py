@@ -57,7 +57,7 @@ def test_settings_touch_nothing_else():
         ("influence.samples=1.5", r"samples must be of type int or NoneType"),
         ("finetune.epochs.more=1", r"epochs has no fields"),
         ("finetune+pruning.rate=0.5", r"there is no 'rate'; there are pruning, then"),
-        ("finetune+pruning.pruning=0.5", r"pruning must be of type PruningConfig"),
+        ("finetune+pruning.pruning=0.5", r"PruningConfig. Set its fields: .*pruning.pruning.rate="),
         # Values out of range are refused by the method's own configuration.
         ("finetune.learning_rate=-1", r"learning_rate=-1.0 must be a finite number > 0"),
         ("finetune.learning_rate=nan", r"learning_rate=nan must be a finite number > 0"),

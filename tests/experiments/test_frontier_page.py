@@ -114,6 +114,7 @@ def test_opens_with_every_point_in_every_panel(page):
         frame = panel.rect
         for point in panel.find_elements("css selector", ".mark"):
             box = point.rect
+            assert abs(box["width"] - box["height"]) < 2
             assert frame["x"] <= box["x"] and box["x"] + box["width"] <= frame["x"] + frame["width"]
             assert (
                 frame["y"] <= box["y"] and box["y"] + box["height"] <= frame["y"] + frame["height"]

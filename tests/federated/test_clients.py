@@ -43,6 +43,8 @@ def test_requests_are_the_rows_of_those_who_ask():
     assert named(forget_client(PART, 1)) == [1, 2, 5]
     assert named(forget_client(PART, 2, 0)) == [0, 3, 4]
     assert named(forget_rows(PART, 1, [5, 1])) == [1, 5]
+    assert named(forget_rows(PART, 1, [])) == []
+    assert named(forget_class(PART, Y, 7, clients=1)) == [1]
     assert named(forget_class(PART, Y, 7)) == [0, 1, 4]
     assert named(forget_class(PART, Y, 7, clients=[1, 2])) == [1]
 
@@ -54,6 +56,7 @@ BAD = {
     "floats": (lambda: forget_rows(PART, 0, [0.5]), "must be int"),
     "no such class": (lambda: forget_class(PART, Y, 3), "label=3 has no rows"),
     "class of others": (lambda: forget_class(PART, Y, 7, clients=[2]), "no rows at these 1"),
+    "class of nobody": (lambda: forget_class(PART, Y, 7, clients=[]), "names no client"),
     "labels": (lambda: forget_class(PART, Y[:3], 7), "y has shape"),
     "other data": (
         lambda: gather(Dataset(DATA.x[:5], DATA.y[:5]), PART),

@@ -94,6 +94,9 @@ def test_files_hold_what_was_drawn(tmp_path):
 BAD = {
     "empty client": (lambda: partition.of_lists([[0, 1], []]), r"clients \[1\] of 2 have no rows"),
     "no client": (lambda: partition.of_lists([]), "has no clients"),
+    "floats": (lambda: partition.of_lists([[0], [1.5]]), r"lists\[1\] has .* dtype float64"),
+    "a mask": (lambda: partition.of_lists([[True], [False]]), "dtype bool"),
+    "a number": (lambda: partition.of_lists([[0], 1]), r"lists\[1\] has shape \(\)"),
     "owned twice": (lambda: partition.of_lists([[0, 1], [1]]), "must name each of 0..2 once"),
     "more clients": (lambda: partition.iid(0, 3, 4), "clients=4 is more than the 3 rows"),
     "pieces": (lambda: partition.by_class(0, [0, 1, 1], 2), "clients \\* classes=4 is more than"),

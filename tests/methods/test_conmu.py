@@ -254,6 +254,30 @@ def test_official_state_remembers_where_the_original_began(rows, forget):
     assert unlearner(MODEL, TRAIN).fit(jax.random.key(0), rows).memory == ()
 
 
+@pytest.mark.parametrize("name", ["params", "x", "initial", "proxy"])
+def test_forward_derivatives_are_those_of_differences(name, rows, params, forget):
+    """In float64, with the selection as it is."""
+    with jax.enable_x64(True):
+        wide = lambda tree: jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, float)), tree)
+        data = rows._replace(x=wide(rows.x))
+        start = wide(params)
+        given = {"params": start, "x": data.x, "initial": start, "proxy": start}
+        along = jax.tree.map(lambda p: jnp.cos(jnp.arange(p.size)).reshape(p.shape), given[name])
+
+        def tuned(t):
+            moved = given | {name: jax.tree.map(lambda p, d: p + t * d, given[name], along)}
+            proxy = moved["proxy"] if name == "proxy" else None
+            return conmu(
+                KEY, MODEL, moved["params"], data._replace(x=moved["x"]), forget,
+                config=BASE, train=TRAIN, initial=moved["initial"], proxy=proxy,
+            ).params["kernel"]  # fmt: skip
+
+        _, slope = jax.jvp(tuned, (0.0,), (1.0,))
+        expected = (tuned(1e-6) - tuned(-1e-6)) / 2e-6
+        np.testing.assert_allclose(slope, expected, rtol=1e-4, atol=1e-6)
+        assert jnp.abs(slope).max() > 1e-3
+
+
 def test_half_of_a_class(rows, params):
     forget = data.forget_class(jax.random.key(2), rows.y, 3, 0.5)
     config = replace(BASE, forget=Sigma(1.5, 1.5))
@@ -289,7 +313,16 @@ def test_a_class_with_fewer_than_two_rows(rows, params):
         data.forget_class(KEY, lonely.y, 9, 0.5)
 
 
-@pytest.mark.parametrize("which", ["proxy", "initial"])
+def test_rows_that_remain_and_are_forgotten(rows, params, forget):
+    """They would train the proxy."""
+    go = lambda retain: conmu(KEY, MODEL, params, rows, forget, retain=retain, train=TRAIN)
+    with pytest.raises(ValueError, match=f"retain and forget have {int(forget.sum())} rows in"):
+        go(jnp.ones(N, bool))
+    with pytest.raises(ValueError, match="retain names no rows"):
+        go(jnp.zeros(N, bool))
+
+
+@pytest.mark.parametrize("which", ["proxy", "initial", "mask"])
 def test_a_proxy_of_another_architecture(which, rows, params, forget):
     other = models.mlp(10, hidden=(4,)).init(KEY, rows.x)
     thin = {"kernel": params["kernel"][:, :5], "bias": params["bias"][:5]}
@@ -303,6 +336,7 @@ def test_a_proxy_of_another_architecture(which, rows, params, forget):
     [
         ("alpha", -1.0, "alpha=-1.0 must be a finite number >= 0"),
         ("sigma", -0.1, "sigma=-0.1 must be"),
+        ("mu", float("nan"), "mu=nan must be a finite number"),
         ("gamma", -0.5, "gamma=-0.5 must be"),
         ("gamma", float("inf"), "gamma=inf must be a finite"),
         ("temperature", 0.0, r"temperature=0.0 with gamma=0.3: the divergence.* must be"),
@@ -326,7 +360,11 @@ def test_bad_configuration(field, value, message):
 def test_bad_sweeps(rows, params):
     keys, masks = KEY[None], (jnp.arange(N) % 5 == 0)[None]
     originals = jax.tree.map(lambda leaf: leaf[None], params)
-    go = lambda configs: next(sweep(keys, MODEL, originals, rows, masks, configs, train=TRAIN))
+
+    def go(configs, **changes):
+        given = {"keys": keys, "params": originals, "data": rows, "forget": masks} | changes
+        return next(sweep(model=MODEL, configs=configs, train=TRAIN, **given))
+
     with pytest.raises(ValueError, match="configs is empty"):
         go([])
     with pytest.raises(ValueError, match="configs differ in more than numbers"):
@@ -335,6 +373,20 @@ def test_bad_sweeps(rows, params):
         go([BASE, replace(BASE, batch_size=8)])
     with pytest.raises(ValueError, match="compat='official' cannot be swept"):
         go([OFFICIAL])
+    for changes, message in (
+        ({"forget": masks[0]}, r"forget has shape \(90,\): all must begin with one axis of seeds"),
+        ({"params": params}, "all must begin with one axis of seeds"),
+        ({"keys": jax.random.split(KEY, 2)}, r"keys has shape \(2,\)"),
+        ({"forget": masks.astype(int)}, "forget has dtype int32"),
+        ({"forget": masks & False}, "forget names none"),
+        ({"forget": masks | True}, "forget leaves none"),
+        ({"forget": (jnp.arange(N) == 3)[None]}, "forget=Sigma.*there is 1 row to forget"),
+        ({"data": rows._replace(x=rows.x.at[3].set(jnp.nan))}, "data.x has NaN"),
+        ({"data": rows._replace(y=rows.y.at[3].set(10))}, "labels from 0 to 10"),
+        ({"chunk": 0}, "chunk=0 must be an integer >= 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            go([BASE], **changes)
 
 
 def test_presets_are_those_of_the_paper_and_of_its_code():

@@ -1,5 +1,6 @@
 """FFMU: its smoothed model against enumeration and draws, its answers to requests."""
 
+import dataclasses
 import itertools
 
 import chex
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn import Dataset, Status, TrainConfig, data, models, registry
+from jaxunlearn import Dataset, Model, Status, TrainConfig, data, models, registry
 from jaxunlearn.certify.federated import function_gap_bound
 from jaxunlearn.federated import forget_client, forget_rows, gather, partition, round_updates
 from jaxunlearn.federated.federation import Federation
@@ -117,7 +118,9 @@ def test_the_certificate_is_about_the_round_that_was_taken(state):
         [np.asarray(u, float).reshape(K, -1) for u in jax.tree.leaves(sent)], axis=1
     )
     mean = np.average(flat, axis=0, weights=PART.counts)
-    aggregated = np.concatenate([np.ravel(u) for u in jax.tree.leaves(state.memory.gradient)])
+    aggregated = np.concatenate(
+        [np.ravel(u) for u in jax.tree.leaves(state.memory.smoothed.gradient)]
+    )
     np.testing.assert_allclose(aggregated, mean, atol=1e-6)
     distance = np.linalg.norm(flat - mean, axis=1)
     np.testing.assert_allclose(state.certificate.clients.distance, distance, rtol=1e-3)
@@ -146,6 +149,40 @@ def test_with_momentum_the_smoothed_model_begins_where_the_step_began():
     assert len(steps) > 2  # the last step is no sign: momentum is in it
 
 
+def test_with_some_clients_chosen_the_smoothed_model_is_still_of_the_round():
+    """Where it begins does not depend on whose updates the trained model took its step along."""
+    chosen = dataclasses.replace(CONFIG.federation, participants=1)
+    config = FFMUConfig(chosen, sigma=1e-7, lam=0.0, server_momentum=0.0, samples=2)
+    method = ffmu.unlearner(MODEL, TRAIN, config, partition=PART)
+    state = method.fit(KEY, DATA)
+    rate = state.memory.smoothed.rate
+    # Without noise O(q) is one step of the sign from where the clients began.
+    stepped = jax.tree.map(
+        lambda p, g: p - rate * jnp.sign(g), state.memory.before, state.memory.smoothed.gradient
+    )
+    expected = jax.nn.log_softmax(MODEL.apply(stepped, DATA.x))
+    np.testing.assert_allclose(method.predict(state, DATA.x), expected, atol=1e-5)
+    trained = jax.nn.log_softmax(MODEL.apply(state.params, DATA.x))
+    assert np.abs(trained - expected).max() > 1e-3  # the trained model took another step
+
+
+def test_a_client_that_was_left_out_of_the_last_round():
+    """One of its rows overflows: no claim about it, and larger shares for the others."""
+    model = Model(MODEL.init, lambda params, x: MODEL.apply(params, 10 * x))
+    huge = DATA._replace(x=DATA.x.at[PART.rows[2, 0]].set(3e38))
+    method = ffmu.unlearner(model, TRAIN, CONFIG, partition=PART)
+    state = method.fit(KEY, huge)
+    found = state.certificate
+    assert state.status == Status.OK and found.clients.paper_vacuous
+    for certificate in (found.clients, found.leaving):
+        assert jnp.isfinite(certificate.distance).tolist() == [True, True, False, True]
+        assert certificate.bound[2] == 1
+    after = method.unlearn(jax.random.key(1), state, huge, forget_client(PART, 0))
+    np.testing.assert_allclose(
+        after.certificate.removal.distance, found.leaving.distance[0], rtol=1e-3
+    )
+
+
 def test_outputs_move_less_than_the_bound_for_real_removals(method, state):
     """Rows of clients leave the last round; the smoothed outputs are compared, noise in common."""
     config, rule = ffmu.plan(TRAIN, CONFIG), ffmu.rule(CONFIG)
@@ -169,7 +206,7 @@ def test_outputs_move_less_than_the_bound_for_real_removals(method, state):
                 sigma=1.0,
                 samples=400,
             )
-            for g in (state.memory.gradient, without)
+            for g in (state.memory.smoothed.gradient, without)
         ]
         gap = float(jnp.abs(out[0] - out[1]).max())
         bound = float(after.certificate.removal.bound)
@@ -177,7 +214,7 @@ def test_outputs_move_less_than_the_bound_for_real_removals(method, state):
             sum(
                 float(jnp.sum(jnp.square(a - b)))
                 for a, b in zip(
-                    *map(jax.tree.leaves, (state.memory.gradient, without)), strict=True
+                    *map(jax.tree.leaves, (state.memory.smoothed.gradient, without)), strict=True
                 )
             )
             ** 0.5
@@ -241,6 +278,10 @@ BAD = {
     "sigma": (lambda: FFMUConfig(sigma=0.0), "sigma=0.0 must be a finite number > 0"),
     "sigma below": (lambda: FFMUConfig(sigma=-0.1), "sigma=-0.1"),
     "lam": (lambda: FFMUConfig(lam=-1.0), "lam=-1.0"),
+    "participants": (
+        lambda: Federation(clients=3, participants=4),
+        "participants=4 is more than clients=3",
+    ),
     "K = 1": (lambda: Federation(clients=1), "clients=1 has nobody to average with"),
     "partition": (lambda: Federation(partition="idd"), "Did you mean 'iid'"),
     "local": (lambda: FFMUConfig(local="sampled"), "local='sampled' is unknown"),

@@ -53,6 +53,13 @@ def test_gradient_in_the_second_argument_is_the_difference_of_probabilities():
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+def test_curvature_where_they_agree_is_the_fisher_matrix():
+    logits, temperature = jnp.asarray(P[0, 0], jnp.float32), 2.0
+    found = jax.hessian(lambda q: kl(logits, q, temperature=temperature))(logits)
+    q = softmax(P[0, 0] / temperature)
+    np.testing.assert_allclose(found, (np.diag(q) - np.outer(q, q)) / temperature**2, atol=1e-6)
+
+
 def test_extremes():
     sure = jnp.array([1e4, 0.0, 0.0])
     assert float(kl(sure, sure)) == 0 == float(jensen_shannon(sure, sure))

@@ -3,16 +3,14 @@
 import dataclasses
 import functools
 
-import jax.numpy as jnp
 import optax
 
-from jaxunlearn import _sharding, _validate
-from jaxunlearn.federated.federation import Federation, dealt, trained
+from jaxunlearn import _validate
+from jaxunlearn.federated.federation import Federation, retraining, trained
 from jaxunlearn.federated.partition import Partition
 from jaxunlearn.federated.rounds import FEDAVG, Rule, Server
-from jaxunlearn.posthoc import Update, posthoc
 from jaxunlearn.training.config import TrainConfig
-from jaxunlearn.types import Array, Dataset, Model, Params, Unlearner
+from jaxunlearn.types import Array, Dataset, Model, Unlearner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +78,7 @@ def fedavg(
       ValueError: as :func:`jaxunlearn.training.fit`; a partition that does not fit.
 
     Example:
-      >>> import jax
+      >>> import jax, jax.numpy as jnp
       >>> from jaxunlearn import models
       >>> data = Dataset(jnp.array([[-1.0], [1.0]] * 5), jnp.array([0, 1] * 5))
       >>> method = FedAvgConfig(Federation(clients=2))
@@ -88,9 +86,9 @@ def fedavg(
       >>> models.logistic(2).apply(server.params, data.x[:2]).argmax(-1).tolist()
       [0, 1]
     """
-    data = _sharding.automatic(data)
-    clients = dealt(data, method.federation, partition, keep)
-    return trained(key, model, data, clients, method.federation.config(config), method.rule)
+    return trained(
+        key, model, data, method.federation, config, method.rule, partition=partition, keep=keep
+    )
 
 
 def unlearner(
@@ -101,17 +99,5 @@ def unlearner(
     partition: Partition | None = None,
 ) -> Unlearner:
     """:func:`fedavg` as an unlearner: a request trains all rounds again without the rows."""
-    federated = config.federation.config(train)
-    share = (federated.participants or config.federation.clients) / config.federation.clients
-    passes = federated.rounds * federated.local.epochs * min(1.0, share)
-
-    def again(key, data, keep=None) -> Params:
-        return fedavg(
-            key, model, data, keep=keep, partition=partition, config=train, method=config
-        ).params
-
-    def update(key, params, data, request, mask):
-        del params, mask
-        return Update(again(key, data, request.retain), passes * jnp.sum(request.retain))
-
-    return posthoc(model, train, update, fit_params=again)
+    server = functools.partial(fedavg, partition=partition, config=train, method=config)
+    return retraining(model, train, server, config.federation.passes(train))

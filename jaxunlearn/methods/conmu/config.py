@@ -84,6 +84,7 @@ class ConMUConfig:
 
     def __post_init__(self):
         _validate.not_negative(alpha=self.alpha, sigma=self.sigma, gamma=self.gamma)
+        _validate.finite(mu=self.mu)
         _validate.one_of(NOISES, noise=self.noise)
         _validate.one_of(SCOPES, prune_scope=self.prune_scope)
         _validate.one_of(COMPAT, compat=self.compat)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxunlearn import _sharding, _validate, tree
@@ -82,8 +83,8 @@ def conmu(
       params: the trained parameters; not modified.
       data: all rows.
       forget: ``bool[n]``, True for the rows to forget.
-      retain: ``bool[n]``, rows that remain; ``~forget`` by default. Give it when other rows were
-        removed before.
+      retain: ``bool[n]``, rows that remain, none of them to forget; ``~forget`` by default. Give it
+        when other rows were removed before.
       config: the knobs. Other values of the same kinds of rules compile nothing again.
       train: how the original was trained; the proxy is trained so too.
       proxy: parameters of a proxy of your own instead; ``config.proxy_epochs`` is then not spent.
@@ -97,11 +98,15 @@ def conmu(
     Cost: in sample gradients, with n_r and n_f rows remaining and to forget, of which m are
     selected: ``(n_r + n_f) / 3`` for the scores (for those groups that a rule needs them of),
     ``delta n_r`` for the proxy, ``(epochs + 1/3) m``. Memory: noise of the size of the data, two
-    sets of parameters and one batch. No reverse-mode derivative: trip counts are dynamic.
+    sets of parameters and one batch.
+
+    Derivatives: forward-mode (``jax.jvp``) in ``params``, ``data.x``, ``proxy`` and ``initial``,
+    with the selection held as it is. Not reverse-mode: trip counts are dynamic.
 
     Raises:
       ValueError: bounds that select nothing, with the kept fractions; a proxy or initial
-        parameters of another architecture; fewer than two rows for a ``Sigma``; bad rows or masks.
+        parameters or a pruning mask of another architecture; fewer than two rows for a ``Sigma``;
+        ``retain`` that is empty or has rows to forget in it; bad rows or masks.
 
     Example:
       >>> import jax
@@ -122,10 +127,10 @@ def conmu(
     forget = jnp.asarray(forget)
     retain = ~forget if retain is None else jnp.asarray(retain)
     _validate.keep_mask(retain, n)
-    for name, given in (("proxy", proxy), ("initial", initial)):
+    _apart(forget, retain)
+    for name, given in (("proxy", proxy), ("initial", initial), ("mask", mask)):
         _same_architecture(name, given, params)
-    for name, rule, group in (("retain", config.retain, retain), ("forget", config.forget, forget)):
-        enough_rows(name, rule, group)
+    enough_rows(config, retain, forget)
     done = run(
         key, params, data, forget, retain, knobs_of(config), train.learning_rate,
         proxy, initial, mask, model=model, plan=plan_of(config, train),
@@ -307,17 +312,36 @@ def _cross_entropy(logits: Array, y: Array) -> Array:
     return optax.softmax_cross_entropy_with_integer_labels(_wide(logits), y)
 
 
-def enough_rows(name: str, rule: Rule, group: Array) -> None:
-    """A bound by a standard deviation needs two rows: a class may have fewer."""
+def enough_rows(config: ConMUConfig, retain: Array, forget: Array) -> None:
+    """A bound by a standard deviation needs two rows: a class may have fewer.
 
-    if not isinstance(rule, Sigma) or not _validate.known(group):
+    Args:
+      config: has the bounds.
+      retain, forget: ``bool[..., n]``.
+    """
+    for name, rule, group in (("retain", config.retain, retain), ("forget", config.forget, forget)):
+        if not isinstance(rule, Sigma) or not _validate.known(group):
+            continue
+        size = int(np.asarray(group).sum(-1).min())
+        if size < 2:
+            raise ValueError(
+                f"{name}={rule!r} bounds scores by their standard deviation, but there "
+                f"{'is 1 row' if size == 1 else 'are no rows'} to {name}: ask for more of a class, "
+                "or take a Quantile."
+            )
+
+
+def _apart(forget: Array, retain: Array) -> None:
+    """A row to forget among those that remain would train the proxy."""
+    if not (_validate.known(forget) and _validate.known(retain)):
         return
-    size = int(group.sum())
-    if size < 2:
+    kept, gone = np.asarray(retain), np.asarray(forget)
+    if not kept.any():
+        raise ValueError("retain names no rows: nothing remains to train on.")
+    if both := int((kept & gone).sum()):
         raise ValueError(
-            f"{name}={rule!r} bounds scores by their standard deviation, but there "
-            f"{'is 1 row' if size == 1 else 'are no rows'} to {name}: ask for more of a class, "
-            "or take a Quantile."
+            f"retain and forget have {both} rows in common: a row cannot remain and be forgotten. "
+            "Give retain=~forget without the rows that were removed before."
         )
 
 
@@ -337,14 +361,14 @@ def refuse_empty(done: Unlearned, config: ConMUConfig) -> None:
             )
 
 
-def _same_architecture(name: str, given: Params | None, params: Params) -> None:
+def _same_architecture(name: str, given: PyTree | None, params: Params) -> None:
     if given is None:
         return
     shapes = lambda value: jax.tree.map(jnp.shape, value)
     if jax.tree.structure(given) != jax.tree.structure(params) or shapes(given) != shapes(params):
         raise ValueError(
             f"{name} has another architecture than params ({_described(given)}, not "
-            f"{_described(params)}): the proxy is of the same model as the original."
+            f"{_described(params)}): it must be of the same model."
         )
 
 

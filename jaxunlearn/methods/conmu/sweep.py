@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn import _grid
+from jaxunlearn import _grid, _validate
 from jaxunlearn._grid import Form, Swept
 from jaxunlearn.methods.conmu.config import ConMUConfig, Plan, knobs_of, plan_of
 from jaxunlearn.methods.conmu.pipeline import (
     Unlearned,
+    enough_rows,
     finetune,
     initial_proxy,
     keys_of,
@@ -66,7 +67,9 @@ def sweep(
 
     Raises:
       ValueError: no settings; settings that need different programs; the official compat, whose
-        proxies start from initial parameters that are not here.
+        proxies start from initial parameters that are not here; keys, parameters or masks that
+        are not of the same seeds; bad rows or masks; fewer than two rows for a ``Sigma``. Bounds
+        that select nothing give the status ``EMPTY_SELECTION``.
 
     Example:
       >>> from jaxunlearn import data, models
@@ -80,9 +83,18 @@ def sweep(
       {(3, 2)}
     """
     plan = plan_for(configs, train)
+    forget = jnp.asarray(forget)
+    _of_the_same_seeds(keys, params, forget)
+    for one in forget:
+        _validate.forget_mask(one, data.y.shape[0], some=True)
+    for config in configs:
+        enough_rows(config, ~forget, forget)
+    if chunk is not None:
+        _validate.whole(chunk=chunk)
     grid = _grid.grid([knobs_of(config) for config in configs])
     one = jax.tree.map(lambda leaf: leaf[0], params)
     logits = jax.eval_shape(model.apply, one, jax.ShapeDtypeStruct(data.x.shape, data.x.dtype))
+    _validate.dataset(data, num_classes=logits.shape[-1])
     if chunk is None:
         chunk = _grid.chunk_size(len(configs), params, logits.size)
     deltas = sorted({config.proxy_epochs for config in configs})
@@ -102,6 +114,16 @@ def sweep(
         done = jax.block_until_ready(_grid.first(len(settings))(done))
         kept = {"kept_retain": done.kept_retain, "kept_forget": done.kept_forget}
         yield Swept(settings, done.params, done.grads, done.status, kept)
+
+
+def _of_the_same_seeds(keys: Array, params: Params, forget: Array) -> None:
+    leading = lambda leaf: jnp.shape(leaf)[:1]
+    found = {leading(leaf) for leaf in jax.tree.leaves(params)}
+    if found != {leading(keys)} or forget.ndim != 2 or leading(forget) != leading(keys):
+        raise ValueError(
+            f"keys has shape {keys.shape}, the leaves of params begin with {sorted(found)}, and "
+            f"forget has shape {forget.shape}: all must begin with one axis of seeds."
+        )
 
 
 def plan_for(configs: Sequence[ConMUConfig], train: TrainConfig) -> Plan:

@@ -32,8 +32,7 @@ def unlearner(model: Model, train: TrainConfig, config: ConMUConfig = ConMUConfi
         return model.init(jax.random.split(key)[0], data.x[:1])  # as training.fit draws them
 
     def update(key, params, data, request, memory):
-        for name in ("retain", "forget"):
-            enough_rows(name, getattr(config, name), getattr(request, name))
+        enough_rows(config, request.retain, request.forget)
         done = run(
             key, params, data, request.forget, request.retain, knobs, train.learning_rate,
             None, memory if official else None, None, model=model, plan=plan,

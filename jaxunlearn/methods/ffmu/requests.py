@@ -1,5 +1,6 @@
 """FFMU's answer to a request: the same model, and what is certified about its last round."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ from jaxunlearn.certify import federated as certify
 from jaxunlearn.certify.federated import GapCertificate
 from jaxunlearn.federated.aggregate import add_finite, weighted_mean
 from jaxunlearn.federated.clients import Clients
-from jaxunlearn.federated.federation import dealt
+from jaxunlearn.federated.federation import dealt, retraining
 from jaxunlearn.federated.partition import Partition
 from jaxunlearn.federated.rounds import Server, round_updates
 from jaxunlearn.methods.ffmu.smoothed import Smoothed, predict_smoothed
@@ -43,13 +44,14 @@ class Record(NamedTuple):
     """What ``fit`` keeps to answer requests.
 
     Attributes:
-      before: the global parameters before the last round.
-      gradient: what the server aggregated in it, G.
+      before: the global parameters before the last round, which its clients start from.
+      smoothed: the round's model: where its step begins, momentum included, the mean gradient G
+        of the clients, and the rate.
       key: ``uint32``, data of the key of the training.
     """
 
     before: Params
-    gradient: PyTree
+    smoothed: Smoothed
     key: Array
 
 
@@ -93,8 +95,9 @@ def unlearner(
       >>> Status(int(state.status)).name, bool(state.certificate.removal.bound < 0.2)
       ('OK', True)
     """
+    training = functools.partial(train, partition=partition, config=train_config, method=config)
     if config.server == "fedavg":
-        return _averaged(model, train_config, config, partition)
+        return _averaged(model, train_config, config, training)
     loss_fn, federated, how = cross_entropy(model.apply), plan(train_config, config), rule(config)
     quantized = pcmu(config.sigma, config.lam, mode=config.server)
     last = federated.rounds - 1
@@ -123,30 +126,31 @@ def unlearner(
 
     def fit_state(key: Array, data: Dataset) -> State:
         data = _sharding.automatic(data)
-        server: Server = train(
-            key, model, data, partition=partition, config=train_config, method=config
-        )
+        server: Server = training(key, model, data)
         clients = dealt(data, config.federation, partition)
+        rate = learning_rate(federated.local, jnp.asarray(last / federated.rounds))
+        rate = how.rate * rate / federated.local.learning_rate
+        # Where the round's step began: at `before`, moved on by the server's momentum.
+        step, _ = quantized.update(server.update, quantized.init(server.params))
+        smoothed = Smoothed(tree.add_scaled(server.params, rate, step), server.update, rate)
         raw = jax.random.key_data(jax.random.split(key)[1])
-        record = Record(server.before, server.update, raw)
+        record = Record(server.before, smoothed, raw)
         updates = gradients(record, clients)
         if config.federation.participants is not None:
             # What was aggregated is of some clients; the certificate is about a round of all.
-            record = record._replace(gradient=_like(mean(updates, clients), server.params))
-        each = certify.client_certificate(
-            updates, record.gradient, config.sigma, lipschitz=config.lipschitz
-        )
+            smoothed = smoothed._replace(gradient=_like(mean(updates, clients), server.params))
+            record = record._replace(smoothed=smoothed)
+        g = smoothed.gradient
+        each = certify.client_certificate(updates, g, config.sigma, lipschitz=config.lipschitz)
         leaving = certify.leaving_certificate(each, clients.counts, config.sigma)
-        nothing = certify.removal_certificate(
-            record.gradient, record.gradient, config.sigma, paper=each.paper
-        )
+        nothing = certify.removal_certificate(g, g, config.sigma, paper=each.paper)
         n = data.y.shape[0]
         finite = tree.all_finite(server.params)
         return State(
             params=server.params,
             removed=jnp.zeros(n, bool),
             memory=record,
-            grads=jnp.float32(_passes(federated, config) * n),
+            grads=jnp.float32(config.federation.passes(train_config) * n),
             status=jnp.where(finite, Status.OK, Status.NOT_FINITE).astype(jnp.int32),
             certificate=FFMUCertificate(each, leaving, nothing, jnp.asarray(config.samples > 0)),
         )
@@ -156,7 +160,10 @@ def unlearner(
         clients = dealt(data, config.federation, partition, request.retain)
         without = mean(gradients(state.memory, clients), clients)
         removal = certify.removal_certificate(
-            state.memory.gradient, without, config.sigma, paper=state.certificate.clients.paper
+            state.memory.smoothed.gradient,
+            without,
+            config.sigma,
+            paper=state.certificate.clients.paper,
         )
         covered = state.certificate.covers & ~removal.vacuous
         status = jnp.where(covered, Status.OK, Status.BEYOND_CERTIFICATE)
@@ -170,15 +177,10 @@ def unlearner(
     def predict(state: State, x: Array) -> Array:
         if not config.samples:
             return model.apply(state.params, x)
-        rate = learning_rate(federated.local, jnp.asarray(last / federated.rounds))
-        rate = how.rate * rate / federated.local.learning_rate
-        # Where the round's step began, momentum included.
-        step, _ = quantized.update(state.memory.gradient, quantized.init(state.params))
-        start = tree.add_scaled(state.params, rate, step)
         found = predict_smoothed(
             jax.random.key(0),
             model.apply,
-            Smoothed(start, state.memory.gradient, rate),
+            state.memory.smoothed,
             x,
             sigma=config.sigma,
             lam=config.lam,
@@ -189,16 +191,12 @@ def unlearner(
     return Unlearner(fit_state, answering(model.apply, answer), predict)
 
 
-def _averaged(model, train_config, config, partition) -> Unlearner:
+def _averaged(model, train_config, config, training) -> Unlearner:
     """FFMU-N: nothing is smoothed, so nothing is certified."""
-
-    def fit_params(key, data) -> Params:
-        return train(
-            key, model, data, partition=partition, config=train_config, method=config
-        ).params
-
+    fit_params = lambda key, data: training(key, model, data).params
     same = lambda key, params, data, request, mask: Update(params, grads=0.0)
-    return posthoc(model, train_config, same, fit_params=fit_params)
+    passes = config.federation.passes(train_config)
+    return posthoc(model, train_config, same, fit_params=fit_params, passes=passes)
 
 
 def retrain_unlearner(
@@ -229,26 +227,8 @@ def retrain_unlearner(
       >>> float(method.unlearn(jax.random.key(1), state, data, jnp.arange(10) == 3).grads)
       18.0
     """
-    passes = _passes(plan(train_config, config), config)
-
-    def again(key, data, keep=None) -> Params:
-        return train(
-            key, model, data, keep=keep, partition=partition, config=train_config, method=config
-        ).params
-
-    def update(key, params, data, request, mask):
-        del params, mask
-        return Update(again(key, data, request.retain), passes * jnp.sum(request.retain))
-
-    return posthoc(model, train_config, update, fit_params=again)
-
-
-def _passes(federated, config: FFMUConfig) -> float:
-    """Passes over all rows, up to the choice of clients."""
-    share = (config.federation.participants or config.federation.clients) / (
-        config.federation.clients
-    )
-    return federated.rounds * federated.local.epochs * min(share, 1.0)
+    server = functools.partial(train, partition=partition, config=train_config, method=config)
+    return retraining(model, train_config, server, config.federation.passes(train_config))
 
 
 def _like(update: PyTree, params: Params) -> PyTree:

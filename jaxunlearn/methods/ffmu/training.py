@@ -5,8 +5,8 @@ import functools
 
 import optax
 
-from jaxunlearn import _sharding, _validate
-from jaxunlearn.federated.federation import Federation, dealt, trained
+from jaxunlearn import _validate
+from jaxunlearn.federated.federation import Federation, trained
 from jaxunlearn.federated.partition import Partition
 from jaxunlearn.federated.rounds import FederatedConfig, Rule, Server
 from jaxunlearn.methods.pcmu.transform import pcmu
@@ -130,7 +130,11 @@ def plan(train: TrainConfig, config: FFMUConfig) -> FederatedConfig:
       >>> plan(TrainConfig(epochs=30), FFMUConfig()).rounds
       15
     """
-    local = TrainConfig(
+    return config.federation.config(_local(train, config))
+
+
+def _local(train: TrainConfig, config: FFMUConfig) -> TrainConfig:
+    return TrainConfig(
         epochs=train.epochs,
         batch_size=train.batch_size,
         microbatch=train.microbatch,
@@ -138,7 +142,6 @@ def plan(train: TrainConfig, config: FFMUConfig) -> FederatedConfig:
         schedule=config.schedule,
         momentum=0.0,
     )
-    return config.federation.config(local)
 
 
 def train(
@@ -184,6 +187,7 @@ def train(
       >>> models.logistic(2).apply(server.params, data.x[:2]).argmax(-1).tolist()
       [0, 1]
     """
-    data = _sharding.automatic(data)
-    clients = dealt(data, method.federation, partition, keep)
-    return trained(key, model, data, clients, plan(config, method), rule(method))
+    local = _local(config, method)
+    return trained(
+        key, model, data, method.federation, local, rule(method), partition=partition, keep=keep
+    )
