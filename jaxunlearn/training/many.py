@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxunlearn import _progress, _sharding, _validate, tree
+from jaxunlearn import _progress, _sharding, _threads, _validate, tree
 from jaxunlearn.models.losses import cross_entropy
 from jaxunlearn.training.config import TrainConfig
 from jaxunlearn.training.fit import _minimize, check_model, steps_per_epoch
@@ -41,8 +41,8 @@ def train_many(
       data: the rows that all of them draw from.
       config: hyper-parameters, the same for all; its progress bar counts chunks.
       direction: as in :func:`jaxunlearn.training.fit`.
-      chunk: models trained at once. Default: as many as keep parameters,
-        gradients and momenta within 256 MiB, 64 at most; their activations come on
+      chunk: models trained at once, on a CPU divided among its cores. Default: as many as keep
+        parameters, gradients and momenta within 256 MiB, 64 at most; their activations come on
         top, so give a smaller number for large batches of large images.
       shared_order: all models see the rows in one common order (drawn from
         ``keys[0]``), each with its own weights, removed rows keeping their places:
@@ -108,15 +108,22 @@ def train_many(
         steps = jnp.broadcast_to(used_steps, (count,))
         return jax.lax.map(one, (keys, weights, steps), batch_size=chunk)
 
-    parts = []
-    starts = range(0, count, chunk)
-    for start in _progress.track(starts, "training models", enabled=config.progress):
+    together = min(chunk, _threads.workers(keys))
+    size = chunk // together
+
+    def given(start):
         # The last chunk is filled up with the last model, for one shape and one compilation.
-        index = jnp.minimum(jnp.arange(start, start + chunk), count - 1)
+        index = jnp.minimum(jnp.arange(start, start + size), count - 1)
         steps = used_steps if used_steps.ndim == 0 else used_steps[index]
-        part = train(order_key, keys[index], weights[index], steps, data)
-        parts.append(jax.tree.map(lambda leaf, keep=count - start: leaf[:keep], part))
-        jax.block_until_ready(part)
+        return order_key, keys[index], weights[index], steps, data
+
+    starts = range(0, count, size)
+    program = train.func.lower(*given(0), **train.keywords).compile()
+    run = lambda arguments: jax.block_until_ready(program(*arguments))
+    done = _threads.side_by_side(run, map(given, starts), together)
+    parts = []
+    for start in _progress.track(starts, "training models", enabled=config.progress):
+        parts.append(jax.tree.map(lambda leaf, keep=count - start: leaf[:keep], next(done)))
     return parts[0] if len(parts) == 1 else jax.tree.map(lambda *p: jnp.concatenate(p), *parts)
 
 

@@ -1,12 +1,14 @@
 """Row m of many trainings is the training with key m and weights m."""
 
+import threading
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn import Dataset, TrainConfig, _progress, data, fit, models, train_many
+from jaxunlearn import Dataset, TrainConfig, _progress, _threads, data, fit, models, train_many
 
 pytestmark = pytest.mark.usefixtures("compiled_in_haste")
 
@@ -100,7 +102,10 @@ class TestSharedOrder:
             chex.assert_trees_all_close(*kept, atol=1e-4)
 
 
-def test_progress_bar_counts_chunks_and_the_numbers_stay(rows, alone):
+@pytest.mark.parametrize(("cores", "chunks"), [(1, 3), (2, 5), (64, 5)])
+def test_progress_bar_counts_chunks_and_the_numbers_stay(rows, alone, monkeypatch, cores, chunks):
+    """Divided among any number of cores, and never more models at once than the chunk."""
+    monkeypatch.setattr(_threads, "cores", lambda: cores)
     config = TrainConfig(epochs=2, batch_size=8, progress=True)
     with _progress.showing() as display:
         assert display is not None
@@ -108,8 +113,32 @@ def test_progress_bar_counts_chunks_and_the_numbers_stay(rows, alone):
         advance = display.advance
         display.advance = lambda task: (steps.append(display.tasks[0].total), advance(task))
         many = train_many(KEYS, EQUAL, MODEL, rows, config=config, chunk=2)
-    assert steps == [3, 3, 3]
+    assert steps == [chunks] * chunks
     assert_rows(many, alone["equal"])
+
+
+def test_threads_know_what_the_caller_set(rows, monkeypatch):
+    """``enable_x64`` is a thread's own: chunks that others run must not fall back to float32."""
+    monkeypatch.setattr(_threads, "cores", lambda: 3)
+    wide = lambda leaf: leaf.astype(jnp.float64)
+    with jax.enable_x64(True):
+        config = TrainConfig(epochs=1, batch_size=8)
+        data64 = Dataset(wide(rows.x), rows.y)
+        many = train_many(KEYS, EQUAL, MODEL, data64, config=config, chunk=3)
+        single = fit(KEYS[4], MODEL, data64, weights=EQUAL[4], config=config)
+        for leaf, one in zip(jax.tree.leaves(many), jax.tree.leaves(single), strict=True):
+            assert leaf.dtype == one.dtype == jnp.float64
+            np.testing.assert_allclose(leaf[4], one, atol=1e-12)
+
+
+def test_side_by_side():
+    """In order, as many at once as asked for, and the first error comes out."""
+    both = threading.Barrier(2, timeout=20)
+    meet = lambda item: (both.wait(), item)[1]
+    assert list(_threads.side_by_side(meet, range(4), 2)) == [0, 1, 2, 3]
+    for count in (1, 2):
+        with pytest.raises(ZeroDivisionError):
+            list(_threads.side_by_side(lambda item: 1 / item, [1, 0, 2], count))
 
 
 def test_bad_input(rows):
