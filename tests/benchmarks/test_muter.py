@@ -55,13 +55,19 @@ def test_the_table_of_networks_shows_intervals_warnings_and_noise():
     twice = {**line, "muter": 0.4}
     case = {"setting": {"act": "tanh", "radius": 0.15, "box": False}, "warnings": ["stopped early"]}
     case |= {"runs": [run, {**run, "removals": {"1": twice}}]}
+    case["warnings"].append("stopped later")
     case["noise"] = [{"sigma": 0.01, "distance": 0.3, "clean": 0.9, "robust": 0.7}]
     console = Console(width=200, record=True, file=io.StringIO())
     _muter_pixel.show([case], console)
     text = console.export_text()
     # The geometric mean of .05 and .2, and Student's interval of two logarithms.
-    assert "0.1 [1e-05, 7e+02]" in text
-    for said in ("tanh-l2-0.15 warned: stopped early", "noise 0.01", "(7 steps)", "3, 3"):
+    assert "0.1 [1.5e-05, 6.7e+02]" in text
+    for said in (
+        "tanh-l2-0.15 warned: stopped early (and 1 like it)",
+        "noise 0.01",
+        "(7 steps)",
+        "2 of 2",
+    ):
         assert said in text
 
 
