@@ -15,13 +15,7 @@ N, Q, C = 21, 4, 3
 BALLS = [L2Ball(0.2), LInfBox(0.1)]
 
 
-pytestmark = pytest.mark.usefixtures("compiled_in_haste")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("compiled_in_haste", "float64")
 
 
 def case(act, bias, ball, width=Q):
