@@ -143,19 +143,21 @@ def run_seed(task: Task, seed: int, records: Records, display, bar) -> None:
 
 def unlearner_of(task: Task, name: str) -> Unlearner:
     """The unlearner of a method, with the settings of the task."""
-    config, train = task.configs[name], task.config.train
-    federation = getattr(config, "federation", None)
+    return _made(task, name, task.configs[name])
+
+
+def trainer_of(task: Task, name: str) -> Unlearner:
+    """The unlearner whose ``fit`` trains the method's model, perhaps for others too."""
+    return _made(task, registry.get(name).trainer, task.configs[name])
+
+
+def _made(task: Task, name: str, config: Any) -> Unlearner:
+    train, federation = task.config.train, getattr(config, "federation", None)
     if federation is None:
         return registry.make(name, task.model, train=train, config=config)
     # Drawn here: what is compiled cannot look at the labels, which partitions by label do.
     partition = federation.partition_of(task.splits.train.y)
     return registry.get(name).make(task.model, train, config, partition=partition)
-
-
-def trainer_of(task: Task, name: str) -> Unlearner:
-    """The unlearner whose ``fit`` trains the method's model, perhaps for others too."""
-    config, trainer = task.configs[name], registry.get(name).trainer
-    return registry.make(trainer, task.model, train=task.config.train, config=config)
 
 
 def warn(message: str, display) -> None:

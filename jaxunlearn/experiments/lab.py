@@ -118,6 +118,13 @@ def method_of(name: str) -> registry.Method:
 
 def unlearner(task: Task, name: str, config: Any) -> Unlearner:
     """The method for this task, without progress bars inside."""
+    federation = getattr(config, "federation", None)
+    if federation is not None and federation.partition != "iid":
+        raise ValueError(
+            f"{name} has partition={federation.partition!r}: the laboratory deals the rows of each "
+            "of its models to clients anew inside one compiled program, which cannot look at "
+            "labels. Audit it with partition='iid'."
+        )
     quiet = dataclasses.replace(task.train, progress=False)
     return registry.make(name.partition("@")[0], task.model, train=quiet, config=config)
 

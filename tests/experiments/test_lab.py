@@ -10,11 +10,13 @@ import pytest
 
 from jaxunlearn import Dataset, TrainConfig, audit, data, models, registry
 from jaxunlearn.baselines import FineTuneConfig
+from jaxunlearn.baselines.federated.fedavg import FedAvgConfig
 from jaxunlearn.cli import main
 from jaxunlearn.experiments import lab, lab_audit, lab_groups, lab_report
 from jaxunlearn.experiments.lab import LabConfig, Task
 from jaxunlearn.experiments.lab_columns import COLUMNS, print_lab
 from jaxunlearn.experiments.lab_run import audit_run, read_audit
+from jaxunlearn.federated.federation import Federation
 from jaxunlearn.methods.muter import MuterConfig
 from jaxunlearn.primitives.adversarial import PGDConfig
 
@@ -218,6 +220,12 @@ def test_methods_that_share_a_training_train_once(task, monkeypatch):
         expected = unlearner.predict(state, task.splits.train.x[gone])
         found = bench.arm(f"{name}/random").forget_logits[5]
         np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_clients_by_label_are_refused(task):
+    config = FedAvgConfig(federation=Federation(partition="dirichlet"))
+    with pytest.raises(ValueError, match="fedavg has partition='dirichlet': the laboratory deals"):
+        lab.unlearner(task, "fedavg", config)
 
 
 def test_the_game():
