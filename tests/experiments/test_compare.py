@@ -380,7 +380,7 @@ def test_clients_by_label_are_dealt_before_anything_is_compiled(name):
     )
     made = module.unlearner_of(task, name)
     key, forget = jax.random.key(0), jnp.arange(len(splits.train.y)) == 3
-    state = jax.eval_shape(made.fit, key, splits.train)
+    state = jax.eval_shape(module.trainer_of(task, name).fit, key, splits.train)
     assert jax.eval_shape(made.unlearn, key, state, splits.train, forget).removed.shape
     plain = registry.make(name, model, train=train, config=config)
     with pytest.raises(ValueError, match="kind='dirichlet' looks at the labels"):
