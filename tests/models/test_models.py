@@ -52,7 +52,12 @@ def test_number_of_parameters(name, shape, count, key):
     assert tree.size(params) == count
 
 
-@pytest.mark.parametrize("name", ALL)
+DEEP = [
+    n if n not in ("resnet18", "vgg16") else pytest.param(n, marks=pytest.mark.slow) for n in ALL
+]
+
+
+@pytest.mark.parametrize("name", DEEP)
 def test_rows_are_independent(name, drawn):
     apply, params, x = drawn(name)
     logits = apply(params, x)
