@@ -151,7 +151,7 @@ def row(record: dict[str, Any]) -> list[str]:
         f"{100 * epsilon['infinite']:.0f}%" if epsilon else "–",
         text(quality["value"]) if quality else "–",
         f"{attack['value']:.3f}" if attack else "–",
-        f"{ruli['vulnerable_auc']:.2f} / {ruli['protected_auc']:.2f}" if ruli else "–",
+        f"{ruli['vulnerable_auc']:.2f}/{ruli['protected_auc']:.2f}" if ruli else "–",
         f"{100 * confusion['value']:.0f}%" if confusion else "–",
         f"{again['value']:.0f}" if again else "–",
     ]
@@ -173,7 +173,7 @@ def null_row(record: dict[str, Any]) -> list[str]:
         f"{100 * record['epsilon']['null_infinite']:.0f}%",
         at("quality", 2),
         at("confidence", 3),
-        f"{ruli['vulnerable_null_auc']:.2f} / {ruli['protected_null_auc']:.2f}" if ruli else "–",
+        f"{ruli['vulnerable_null_auc']:.2f}/{ruli['protected_null_auc']:.2f}" if ruli else "–",
         f"{100 * confusion['null'][0]:.0f}%" if confusion else "–",
         at("relearn", 0),
     ]
