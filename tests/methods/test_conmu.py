@@ -254,7 +254,10 @@ def test_official_state_remembers_where_the_original_began(rows, forget):
     assert unlearner(MODEL, TRAIN).fit(jax.random.key(0), rows).memory == ()
 
 
-@pytest.mark.parametrize("name", ["params", "x", "initial", "proxy"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("x", "initial", "proxy")]
+
+
+@pytest.mark.parametrize("name", ["params", *SLOW])
 def test_forward_derivatives_are_those_of_differences(name, rows, params, forget):
     """In float64, with the selection as it is."""
     with jax.enable_x64(True):

@@ -312,6 +312,7 @@ def test_dense_last_layer_is_found_by_trying(factor):
     assert float(loss_fn(other, row)) == pytest.approx(float(wanted), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_methods_that_share_a_training_keep_what_their_own_would_leave(rows):
     model, config = models.logistic(L), MuterConfig(ball=BALL)
     key, fit = jax.random.key(0), lambda m: unlearner(model, TrainConfig(), config, method=m).fit
