@@ -134,6 +134,8 @@ def case(request) -> Case:
 def allowed(case) -> set[Status]:
     """A method with a certificate may say that a request is beyond it."""
     certified = registry.get(case.name).guarantee.startswith("certified")
+    if case.name == "muter_paper":
+        return {Status.OK, Status.INDEFINITE}  # the paper's matrix often is, and it says so
     return {Status.OK, Status.BEYOND_CERTIFICATE} if certified else {Status.OK}
 
 
@@ -151,7 +153,9 @@ def test_state_after_a_request(case):
     chex.assert_shape([case.once.grads, case.once.status], ())
     chex.assert_type([case.once.grads, case.once.status], [jnp.float32, jnp.int32])
     assert int(case.once.status) in allowed(case)
-    chex.assert_tree_all_finite(case.once._replace(certificate=()))  # an epsilon may be infinite
+    # Figures of a failure may be infinite, and an epsilon; what is left of the model may not.
+    failed = case.once.status == Status.INDEFINITE
+    chex.assert_tree_all_finite(case.once.params if failed else case.once._replace(certificate=()))
     name = case.name.partition("+")[0]
     assert (case.once.grads == 0) == (name in FREE)
     if name in UNMOVED:

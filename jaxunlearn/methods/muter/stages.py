@@ -62,7 +62,8 @@ class Diagnostics(NamedTuple):
       optimality: largest entry of the mean gradient at the original parameters: the step starts
         from an optimum only if it is near 0.
       inner_residual: the largest residual of the inner maxima, 0 at a maximum.
-      inner_curvature: their smallest curvature; no maximum if not above 0.
+      inner_curvature: their smallest curvature; no maximum if not above 0, the largest float where
+        no direction is free, or no row was looked at (methods without ``kkt``).
       fallback: rows that got the direct Hessian because they have no strict maximum.
       residual, iterations, curvature: of the linear system, see ``solve.Solution``.
       decrease: by how much the quadratic model falls, ``b . step / 2``.
@@ -197,7 +198,10 @@ def prepare(
     diagnostics = Diagnostics(
         optimality=optimality,
         inner_residual=least(inner.residual, 0.0).max(),
-        inner_curvature=least(curvature, jnp.inf).min(),
+        # A finite number, as a record is to hold it.
+        inner_curvature=jnp.minimum(
+            least(curvature, jnp.inf).min(), jnp.finfo(curvature.dtype).max
+        ),
         fallback=fallback,
         residual=zero,
         iterations=jnp.int32(0),
