@@ -5,6 +5,7 @@ trained once and a group that is slow can stop at as many blocks as its time all
 """
 
 import zlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import numpy as np
 from jaxunlearn import _progress
 from jaxunlearn.audit.references import balanced_halves
 from jaxunlearn.experiments.lab import Bench, Task, keys, load, method_of, unlearner
-from jaxunlearn.types import Array, Dataset, Unlearner
+from jaxunlearn.types import Array, Dataset, State, Unlearner
 
 
 class Game(NamedTuple):
@@ -49,6 +50,36 @@ def game(task: Task, order: np.ndarray) -> Game:
     return Game(targets, removed, np.stack(kept), np.stack(forget))
 
 
+class Group(NamedTuple):
+    """Methods whose models are trained alike.
+
+    Attributes:
+      name: of the group.
+      trainer: whose ``fit`` trains for all.
+      units: method name -> its unlearner.
+      adopters: method name -> what makes the trainer's states its own; None where they are.
+      varying: models are trained one after the other, see :class:`jaxunlearn.registry.Method`.
+    """
+
+    name: str
+    trainer: Unlearner
+    units: dict[str, Unlearner]
+    adopters: dict[str, Callable[[State, Dataset], State] | None]
+    varying: bool
+
+
+def group_of(task: Task, name: str, methods: dict[str, Any]) -> Group:
+    """The group of that name; ``methods`` are names and configurations."""
+    first, config = next(iter(methods.items()))
+    return Group(
+        name,
+        unlearner(task, method_of(first).trainer, config),
+        {n: unlearner(task, n, config) for n, config in methods.items()},
+        {n: method_of(n).adopter(task.model, config) for n, config in methods.items()},
+        method_of(first).varying,
+    )
+
+
 def run_group(
     bench: Bench,
     group: str,
@@ -70,7 +101,7 @@ def run_group(
     if own:
         arms += [f"{group}/{which}/{request}" for which in "AB" for request in requests]
     arms += [f"{name}/game" for name in methods] if play is not None else []
-    spent = 0.0
+    members, spent = group_of(bench.task, group, methods), 0.0
     limit = bench.task.config.seconds
     title = f"{bench.task.name}: {group}"
     for number, block in enumerate(_progress.track(list(bench.blocks()), title)):
@@ -80,33 +111,27 @@ def run_group(
             if spent * (number + 1) / number > limit * len(arms):
                 break
         if todo:
-            spent += _run_block(bench, group, methods, requests, play, block, set(todo), own)
+            spent += _run_block(bench, members, requests, play, block, set(todo), own)
         else:
             spent += sum(float(load(bench.path(arm, block))["seconds"]) for arm in arms)
 
 
-def _run_block(bench, group, methods, requests, play, block, todo, own) -> float:
-    task = bench.task
-    first = next(iter(methods))
-    trainer = unlearner(task, method_of(first).trainer, methods[first])
-    varying = method_of(first).varying
-    units = {name: unlearner(task, name, config) for name, config in methods.items()}
-    adopters = {n: method_of(n).adopter(task.model, config) for n, config in methods.items()}
-    some = lambda what: keys(task, what)[block]
+def _run_block(bench, group: Group, requests, play, block, todo, own) -> float:
+    some = lambda what: keys(bench.task, what)[block]
     spent = 0.0
-    answers = {arm for arm in todo if arm.split("/")[0] in methods and not arm.endswith("/game")}
-    if answers:
-        states, seconds = _originals(bench, group, trainer, some("originals"), block, varying)
+    names = [name for name in group.units if any(f"{name}/{r}" in todo for r in requests)]
+    if names:
+        states, seconds = _originals(bench, group, some("originals"), block)
         spent += seconds
-        for name, unit in units.items():
-            adopt, kept = adopters[name], states
+        for name in names:
+            unit, adopt, kept = group.units[name], group.adopters[name], states
             if adopt is not None:
                 one = lambda train, state, adopt=adopt: adopt(state, train)
                 kept, took = bench.call(f"adopt {name}", one, states, shared=(bench.train,))
                 spent += took
             for request, forget in requests.items():
                 what = f"{name}/{request}"
-                if what not in answers:
+                if what not in todo:
                     continue
 
                 def answer(train, forget, key, state, unit=unit):
@@ -123,52 +148,51 @@ def _run_block(bench, group, methods, requests, play, block, todo, own) -> float
 
     for which in "AB" if own else "":
         for request, forget in requests.items():
-            what = f"{group}/{which}/{request}"
+            what = f"{group.name}/{which}/{request}"
             if what not in todo:
                 continue
             rest = np.flatnonzero(~np.asarray(forget))
             kept = Dataset(bench.train.x[rest], bench.train.y[rest])
-            fit = lambda kept, key: trainer.fit(key, kept)
+            fit = lambda kept, key: group.trainer.fit(key, kept)
             after, took = bench.call(
-                f"retrain {group}", fit, some(f"retrain {which}"), shared=(kept,), in_turn=varying
-            )
+                f"retrain {group.name}", fit, some(f"retrain {which}"), shared=(kept,),
+                in_turn=group.varying,
+            )  # fmt: skip
             bench.measure(
-                what, block, first, trainer, after, np.flatnonzero(forget), took, relearn=request
-            )
+                what, block, group.name, group.trainer, after, np.flatnonzero(forget), took,
+                relearn=request,
+            )  # fmt: skip
             spent += took
 
     games = {arm for arm in todo if arm.endswith("/game")}
     if games and play is not None:
-        spent += _play(bench, group, trainer, units, adopters, play, block, games, some)
+        spent += _play(bench, group, play, block, games, some)
     return spent
 
 
-def _originals(
-    bench: Bench, group: str, trainer: Unlearner, some: Array, block: slice, varying: bool
-):
+def _originals(bench: Bench, group: Group, some: Array, block: slice):
     """Models trained on all rows; ordinary ones are those of the references."""
-    if group == "plain":
+    if group.name == "plain":
         return bench.originals(block), 0.0
-    fit = lambda train, key: trainer.fit(key, train)
-    return bench.call(f"fit {group}", fit, some, shared=(bench.train,), in_turn=varying)
+    fit = lambda train, key: group.trainer.fit(key, train)
+    return bench.call(f"fit {group.name}", fit, some, shared=(bench.train,), in_turn=group.varying)
 
 
-def _play(
-    bench, group, trainer, units, adopters, play: Game, block: slice, games: set[str], some
-) -> float:
+def _play(bench, group: Group, play: Game, block: slice, games: set[str], some) -> float:
     """RULI's game for one block: train on the seen rows, unlearn, look at all targets."""
     train = bench.train
     seen, forget = jnp.asarray(play.rows[block]), jnp.asarray(play.forget[block])
     rows = lambda index: Dataset(train.x[index], train.y[index])
-    fit = lambda key, index: trainer.fit(key, rows(index))
-    varying = method_of(next(iter(units))).varying
-    states, spent = bench.call(f"game fit {group}", fit, some("game"), seen, in_turn=varying)
-    for name, unit in units.items():
+    fit = lambda key, index: group.trainer.fit(key, rows(index))
+    states, spent = bench.call(
+        f"game fit {group.name}", fit, some("game"), seen, in_turn=group.varying
+    )
+    for name, unit in group.units.items():
         what = f"{name}/game"
         if what not in games:
             continue
 
-        def answer(key, state, index, gone, unit=unit, adopt=adopters[name]):
+        def answer(key, state, index, gone, unit=unit, adopt=group.adopters[name]):
             state = state if adopt is None else adopt(state, rows(index))
             return unit.unlearn(key, state, rows(index), gone)
 
